@@ -1,0 +1,1 @@
+"""Layerwise Linear Feature Connectivity: train, measure and judge pairs of networks."""
