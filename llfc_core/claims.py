@@ -1,0 +1,318 @@
+"""The paper's claims as predicates over measurements.
+
+A `Claim` names its source, the number it speaks of, and a bound fixed beforehand with the reason
+for it. `judge` compares the unfavourable end of a bootstrap interval with that bound: a claim that
+something is near zero must keep its *upper* end below. Pairs on which a claim would hold for want
+of anything to test are refused as vacuous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from llfc_core.metrics.bootstrap import Means, Statistic, estimate
+from llfc_core.metrics.measure import Measurement
+
+Status = Literal["holds", "rejected", "vacuous"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper that measurements can contradict.
+
+    Attributes
+    ----------
+    statistic
+        The number judged, per layer; a network-wide number has one entry.
+    bound, at_most
+        The number must stay at or below the bound, or at or above it.
+    reason
+        Why the bound is where it is. Written before the pairs that are judged were trained.
+    against_independent
+        The number is the ratio of the statistic on independent pairs to that on linked ones.
+    look_at
+        What to look at first when it is rejected.
+    """
+
+    name: str
+    source: str
+    statement: str
+    statistic: Statistic
+    bound: float
+    at_most: bool
+    unit: str
+    reason: str
+    look_at: str
+    against_independent: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim on some pairs. Plain numbers only: it travels as JSON.
+
+    ``value``, ``low``, ``high`` are those of the worst layer, the one that decides; ``layers``
+    has them all.
+    """
+
+    claim: str
+    source: str
+    link: str
+    status: Status
+    value: float
+    low: float
+    high: float
+    bound: float
+    at_most: bool
+    unit: str
+    layer: str
+    layers: dict[str, tuple[float, float, float]]
+    pairs: int
+    note: str
+
+    @property
+    def holds(self) -> bool:
+        return self.status == "holds"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; numbers that are not finite become None."""
+        return _plain(asdict(self))
+
+    def explain(self, claim: Claim) -> str:
+        """The verdict in full: what was claimed, every layer's number, and where to look."""
+        sign = "≤" if self.at_most else "≥"
+        lines = [
+            f"{self.claim} ({self.source}) is {self.status} on {self.pairs} {self.link} pair(s).",
+            f"  claim: {claim.statement}",
+            f"  bound: {sign} {self.bound:g} {self.unit}. {claim.reason}",
+        ]
+        if self.note:
+            lines.append(f"  note: {self.note}")
+        for name, (value, low, high) in self.layers.items():
+            mark = "→" if name == self.layer else " "
+            lines.append(f"  {mark} {name:<16} {value:10.4g}   [{low:.4g}, {high:.4g}]")
+        if self.status == "rejected":
+            lines.append(f"  look at: {claim.look_at}")
+        return "\n".join(lines)
+
+
+# ---- statistics: Means of one pair, leading axis of resamples → (…, L) --------------------------
+
+
+def barrier(means: Means, alphas: tuple[float, ...], of: str) -> np.ndarray:
+    """max_α of the curve's height over the chord between its ends: ``(…, 1)``; 0 at least."""
+    curve = means[of]
+    a, b = curve[..., -1:], curve[..., :1]  # α = 1 is A
+    alpha = np.asarray(alphas)
+    return (curve - (alpha * a + (1 - alpha) * b)).max(axis=-1, keepdims=True)
+
+
+def error_barrier(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Error barrier in percentage points."""
+    return 100 * barrier(means, alphas, "error")
+
+
+def loss_barrier(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Loss barrier in nats (Frankle et al. 2020)."""
+    return barrier(means, alphas, "loss")
+
+
+def worst_cosine(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """max over α of E[1 − cosine_α], per layer."""
+    return means["one_minus_cos"].max(axis=-1)
+
+
+def cosine_at_half(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """E[1 − cosine_½], per layer (Fig. 4)."""
+    return means["one_minus_cos"][..., alphas.index(0.5)]
+
+
+def cosine_contrast(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """max over α of E[1 − cosine_α] / E[1 − cosine_{A,B}], per layer."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return worst_cosine(means, alphas) / means["one_minus_cos_ab"]
+
+
+def worst_coef(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """max over α ∈ {¼, ½, ¾} of |1 − E[coef_α]|, per layer (Fig. 8)."""
+    picked = means["coef"][..., [alphas.index(x) for x in (0.25, 0.5, 0.75)]]
+    return np.abs(1 - picked).max(axis=-1)
+
+
+# ---- the claims ---------------------------------------------------------------------------------
+
+LMC_ERROR = Claim(
+    name="LMC, error",
+    source="Def. 1",
+    statement="the test error along the line between A and B is nearly constant",
+    statistic=error_barrier,
+    bound=1.5,
+    at_most=True,
+    unit="pp",
+    reason=(
+        "On 1,000 test images an error of 5% has a standard error of 0.7 points, so 1.5 points "
+        "cannot be told from none; trial pairs trained apart had 3 or more."
+    ),
+    look_at="the learning rate and the spawning point: later spawning lowers the barrier",
+)
+
+LMC_LOSS = Claim(
+    name="LMC, loss",
+    source="Def. 1; Frankle et al. 2020",
+    statement="the test loss along the line between A and B is nearly constant",
+    statistic=loss_barrier,
+    bound=0.05,
+    at_most=True,
+    unit="nats",
+    reason="Trial pairs trained apart had 0.8 nats or more, even where the error barrier is low.",
+    look_at="the learning rate and the spawning point: later spawning lowers the barrier",
+)
+
+LLFC_COSINE = Claim(
+    name="LLFC, cosine",
+    source="Def. 2, Fig. 2, 8",
+    statement="E[1 − cosine_α] is close to 0 in every layer for every α",
+    statistic=worst_cosine,
+    bound=0.04,
+    at_most=True,
+    unit="",
+    reason="Trial pairs of three data sets and two learning rates stayed at or below 0.025.",
+    look_at="the layer marked, its coef_α, and whether the pair is linearly connected at all",
+)
+
+LLFC_CONTRAST = Claim(
+    name="LLFC, against A,B",
+    source="Fig. 2, 8",
+    statement="E[1 − cosine_α] is small against E[1 − cosine_{A,B}] in every layer",
+    statistic=cosine_contrast,
+    bound=0.2,
+    at_most=True,
+    unit="",
+    reason=(
+        "A network that returned the features of A for every α would have ¼ at α = ½ "
+        "(the angle to the midpoint is half the angle between A and B)."
+    ),
+    look_at="the layer marked; E[1 − cosine_{A,B}] near 0 there means there is nothing to compare",
+)
+
+LLFC_COEF = Claim(
+    name="LLFC, coef",
+    source="App. B.2, Fig. 8",
+    statement="E[coef_α] is close to 1 in every layer for α ∈ {¼, ½, ¾}",
+    statistic=worst_coef,
+    bound=0.25,
+    at_most=True,
+    unit="",
+    reason=(
+        "Halfway to ½, which is what f⁽ℓ⁾(θ_½) = 2^(1−ℓ)·(its interpolation) gives from the "
+        "second layer on, the other known way to LMC (arXiv 2510.08023)."
+    ),
+    look_at="whether coef_½ falls as 2^(1−ℓ) with depth",
+)
+
+CO_OCCURRENCE = Claim(
+    name="LLFC with LMC only",
+    source="Fig. 4",
+    statement="E[1 − cosine_½] of linked pairs is negligible against that of independent pairs",
+    statistic=cosine_at_half,
+    bound=3.0,
+    at_most=False,
+    unit="×",
+    reason="Trial pairs: 5 or more in every layer; the first layer, nearest to the data, is least.",
+    look_at="the first layer: it differs least between linked and independent pairs",
+    against_independent=True,
+)
+
+LMC = (LMC_ERROR, LMC_LOSS)
+LLFC = (LLFC_COSINE, LLFC_CONTRAST, LLFC_COEF, CO_OCCURRENCE)
+
+# Below this a pair's hidden features have hardly moved apart.
+MOVED_APART = 0.005
+# A mode must do away with this share of the error of guessing.
+ACCURATE = 0.5
+# Share of images whose cosine a zero norm may leave undefined in a layer.
+DEAD = 0.01
+
+
+def judge(
+    claim: Claim,
+    pairs: Sequence[Measurement],
+    independent: Sequence[Measurement] = (),
+    seed: int = 0,
+) -> Verdict:
+    """Judge a claim on pairs of one link.
+
+    Parameters
+    ----------
+    independent
+        Pairs trained apart; needed by a claim that is ``against_independent``.
+    """
+    if not pairs:
+        raise ValueError(f"no pairs to judge {claim.name!r} on")
+    against = independent if claim.against_independent else None
+    e = estimate(pairs, claim.statistic, against, seed=seed)
+    names = pairs[0].layers if len(e.value) > 1 else ("network",)
+    decisive = np.where(np.isnan(e.value), np.inf, e.high if claim.at_most else -e.low)
+    worst = int(np.argmax(decisive))
+    kept = e.high[worst] <= claim.bound if claim.at_most else e.low[worst] >= claim.bound
+    note = vacuous(pairs)
+    status: Status = "vacuous" if note else "holds" if kept else "rejected"
+    return Verdict(
+        claim=claim.name,
+        source=claim.source,
+        link=pairs[0].link,
+        status=status,
+        value=float(e.value[worst]),
+        low=float(e.low[worst]),
+        high=float(e.high[worst]),
+        bound=claim.bound,
+        at_most=claim.at_most,
+        unit=claim.unit,
+        layer=names[worst],
+        layers={
+            name: (float(e.value[i]), float(e.low[i]), float(e.high[i]))
+            for i, name in enumerate(names)
+        },
+        pairs=len(pairs),
+        note=note,
+    )
+
+
+def vacuous(pairs: Sequence[Measurement]) -> str:
+    """Why nothing can be learned from pairs, or an empty string if something can.
+
+    A and B must differ, have moved apart in their hidden features, be accurate, and have features
+    that are not dead.
+    """
+    for m in pairs:
+        means = m.means()
+        if m.distance == 0:
+            return "A and B are the same network"
+        moved = float(np.nanmax(means["one_minus_cos_ab"][0, :-1], initial=0.0))
+        if not moved >= MOVED_APART:
+            return (
+                f"A and B hardly moved apart: E[1 − cosine_A,B] is at most {moved:.2g} "
+                f"in hidden layers, and {MOVED_APART:g} is asked for"
+            )
+        guessing = 1 - 1 / m.classes
+        error = float(max(means["error"][0, 0], means["error"][0, -1]))
+        if error > (1 - ACCURATE) * guessing:
+            return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
+        if m.undefined.max() > DEAD:
+            layer = m.layers[int(m.undefined.argmax())]
+            return f"{100 * m.undefined.max():.0f}% of the features of {layer} are zero"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

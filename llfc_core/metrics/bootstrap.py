@@ -1,0 +1,101 @@
+"""Intervals from resampling pairs first, then images.
+
+The unit of replication is a training pair: resampling images alone tells only how well one pair
+is measured. So a resample draws as many pairs as there are, with replacement, and for each drawn
+pair as many images as there are, with replacement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llfc_core.metrics.measure import Measurement
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+Means = Mapping[str, np.ndarray]
+Statistic = Callable[[Means, tuple[float, ...]], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A value and its percentile interval, per layer: float64 ``(L,)`` each."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def resampled_means(measurement: Measurement, resamples: int, seed: int) -> Means:
+    """Every number of a measurement averaged over images drawn anew ``resamples`` times.
+
+    The arrays are `Measurement.values` with the axis of images gone and one of resamples in
+    front. The same images are drawn for all numbers, so ratios between them are kept.
+    """
+    rng = np.random.default_rng(seed)
+    n = measurement.n
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    means = {}
+    for name, values in measurement.values.items():
+        rows = values.reshape(-1, n)
+        defined = ~np.isnan(rows)
+        total = counts @ np.where(defined, rows, 0.0).T
+        with np.errstate(invalid="ignore"):
+            mean = total / (counts @ defined.astype(np.float64).T)
+        means[name] = mean.reshape(resamples, *values.shape[:-1])
+    return means
+
+
+def estimate(
+    measurements: Sequence[Measurement],
+    statistic: Statistic,
+    against: Sequence[Measurement] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of a statistic over pairs, with its interval.
+
+    Parameters
+    ----------
+    statistic
+        Takes `Means` with any leading axis and the values of α; gives ``(…, L)``.
+    against
+        A second group of pairs: what is estimated is then the ratio of its mean to the first's.
+    """
+    rng = np.random.default_rng(seed)
+    point, draws = _group(measurements, statistic, resamples, rng)
+    if against is not None:
+        other_point, other_draws = _group(against, statistic, resamples, rng)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            point, draws = other_point / point, other_draws / draws
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return Estimate(point, low, high)
+
+
+def _group(
+    measurements: Sequence[Measurement],
+    statistic: Statistic,
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    if not measurements:
+        raise ValueError("no pairs to judge")
+    point = np.mean([statistic(m.means(), m.alphas)[0] for m in measurements], axis=0)
+    # (pairs, resamples, L): each pair under images drawn anew.
+    images = np.stack(
+        [
+            statistic(resampled_means(m, resamples, int(rng.integers(2**63))), m.alphas)
+            for m in measurements
+        ]
+    )
+    pairs = len(measurements)
+    which = rng.integers(pairs, size=(resamples, pairs))
+    draw = rng.integers(resamples, size=(resamples, pairs))
+    return point, images[which, draw].mean(axis=1)

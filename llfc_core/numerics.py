@@ -1,0 +1,26 @@
+"""Arithmetic that measurements may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def ieee() -> Iterator[None]:
+    """Float32 products in IEEE float32: no TF32, no reduced precision.
+
+    cuDNN convolutions use TF32 by default, whose 10-bit mantissa is of the size of the effects
+    measured here.
+    """
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    convolution = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = convolution

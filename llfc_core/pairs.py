@@ -1,0 +1,90 @@
+"""Pairs of modes, the line between them, and the controls that look like pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ModePair:
+    """Two modes θ_A, θ_B of one network and how they are linked.
+
+    Attributes
+    ----------
+    link
+        What is said to connect them: "spawned", "independent", "shuffled", …
+    module
+        Any instance of the network; its own weights do not matter.
+    a, b
+        State dicts with the module's names and shapes.
+    """
+
+    link: str
+    module: nn.Module
+    a: State
+    b: State
+
+    def __post_init__(self) -> None:
+        check_states(self.module, self.a, self.b)
+
+
+def check_states(module: nn.Module, a: State, b: State) -> None:
+    """Refuse, with a reason, two state dicts that are not weights of ``module``.
+
+    Raises
+    ------
+    ValueError
+        Names, shapes or dtypes differ from the module's or each other's, or a value is not finite.
+    """
+    own = module.state_dict()
+    for which, state in (("A", a), ("B", b)):
+        if missing := sorted(own.keys() - state.keys()):
+            raise ValueError(f"mode {which} lacks {missing[0]!r} ({len(missing)} names missing)")
+        if foreign := sorted(state.keys() - own.keys()):
+            raise ValueError(f"mode {which} has {foreign[0]!r}, which the network has not")
+        for name, value in state.items():
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"mode {which}: {name!r} has shape {tuple(value.shape)}, "
+                    f"the network's has {tuple(own[name].shape)}"
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"mode {which}: {name!r} has values that are not finite")
+    for name in own:
+        if a[name].dtype != b[name].dtype:
+            raise ValueError(f"{name!r} is {a[name].dtype} in A and {b[name].dtype} in B")
+
+
+def interpolate(a: State, b: State, alpha: float) -> dict[str, Tensor]:
+    """θ_α = αθ_A + (1−α)θ_B, entry by entry, as the paper writes it: α = 1 is A.
+
+    BatchNorm's running statistics are interpolated like weights; counters are A's.
+    """
+    return {
+        name: alpha * value + (1 - alpha) * b[name] if value.is_floating_point() else value
+        for name, value in a.items()
+    }
+
+
+def shuffled_difference(a: State, b: State, seed: int) -> dict[str, Tensor]:
+    """A plus the entries of B − A in random order, tensor by tensor: a control.
+
+    Each tensor moves as far as it does from A to B, in a direction without structure. Such a
+    small random move keeps 1 − cos_α near 0 for want of any change, which is not LLFC.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moved = {}
+    for name, value in a.items():
+        order = torch.randperm(value.numel(), generator=generator)
+        if value.is_floating_point():
+            step = (b[name] - value).flatten()[order].reshape(value.shape)
+            moved[name] = value + step
+        else:
+            moved[name] = value
+    return moved

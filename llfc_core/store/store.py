@@ -1,0 +1,221 @@
+"""The store: where entries stand, who may write them, and what becomes of bad ones.
+
+    <root>/modes/<key>/                finished entries
+    <root>/checkpoints/<key>/<step>/   unfinished ones, to resume a killed training from
+    <root>/locks/                      a lock file per key; the system frees a dead owner's lock
+    <root>/tmp/                        entries being written; renamed into place when complete
+    <root>/quarantine/                 entries that failed a check, kept for a look
+
+Reading takes no lock: an entry appears whole, by a rename, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llfc_core.store.entry import CorruptEntry, Entry, read_entry, sync_directory, write_entry
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what was asked; the message says why and what to do."""
+
+
+class Store:
+    """A store at ``root``, which need not exist yet. Any number of processes may share it."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().resolve()
+
+    # ---- finished entries -------------------------------------------------------------------
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of a key, checked, or None. A corrupt one is quarantined with a warning."""
+        return self._get(self.root / "modes" / key)
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Publish an entry. If another process was first, its entry stays.
+
+        Raises
+        ------
+        StoreError
+            The disk is full or read-only, or the like. The store is as it was before.
+        """
+        self._publish(self.root / "modes" / key, entry)
+        self.drop_checkpoints(key)
+
+    def keys(self) -> list[str]:
+        """The keys of all finished entries, unchecked."""
+        return self._names(self.root / "modes")
+
+    def path(self, key: str) -> Path:
+        """Where the finished entry of a key stands, or would stand."""
+        return self.root / "modes" / key
+
+    def remove(self, key: str) -> None:
+        """Remove a finished entry and its checkpoints."""
+        with self._changing("remove from"):
+            target = self.root / "modes" / key
+            if target.exists():
+                # Out of the way in one step first, so that nobody reads half an entry.
+                trash = self._temporary()
+                target.rename(trash)
+                shutil.rmtree(trash)
+        self.drop_checkpoints(key)
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    def get_checkpoint(self, key: str) -> Entry | None:
+        """The latest checkpoint that passes its checks; worse ones are quarantined."""
+        folder = self.root / "checkpoints" / key
+        for step in reversed(self._steps(folder)):
+            entry = self._get(folder / str(step))
+            if entry is not None:
+                return entry
+        return None
+
+    def put_checkpoint(self, key: str, step: int, entry: Entry) -> None:
+        """Save a checkpoint at a step, then drop the earlier ones. Raises as `put`."""
+        folder = self.root / "checkpoints" / key
+        self._publish(folder / str(step), entry)
+        for earlier in self._steps(folder):
+            if earlier < step:
+                shutil.rmtree(folder / str(earlier), ignore_errors=True)
+
+    def drop_checkpoints(self, key: str) -> None:
+        shutil.rmtree(self.root / "checkpoints" / key, ignore_errors=True)
+
+    # ---- locks ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def try_lock(self, name: str) -> Iterator[bool]:
+        """Hold the lock of a name, if nobody else does; yields whether it is held.
+
+        The lock is the operating system's: it ends with the process that holds it.
+        """
+        with self._changing("lock in"):
+            folder = self.root / "locks"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{name}.lock", is_singleton=False, thread_local=False)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                held = False
+            else:
+                held = True
+                owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+                with contextlib.suppress(OSError):  # only said to those who wait
+                    (folder / f"{name}.owner").write_text(json.dumps(owner))
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
+
+    def owner(self, name: str) -> str:
+        """Who last took a lock, for a waiting line: 'process 123 on host, since 14:05:12'."""
+        try:
+            owner = json.loads((self.root / "locks" / f"{name}.owner").read_text())
+            since = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
+            return f"process {owner['pid']} on {owner['host']}, since {since}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    def quarantine(self, path: Path, reason: str) -> None:
+        """Put an entry aside, with a warning that says why and where it is now."""
+        target = self.root / "quarantine" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        except FileNotFoundError:
+            return  # another process has just done so
+        except OSError as error:
+            raise StoreError(
+                f"{reason}. It could not be moved to {target} ({error.strerror}); remove it by hand"
+            ) from error
+        warnings.warn(f"{reason}. Moved to {target}", RuntimeWarning, stacklevel=2)
+
+    def _get(self, path: Path) -> Entry | None:
+        if not path.exists():
+            return None
+        try:
+            return read_entry(path)
+        except CorruptEntry as error:
+            # Between the look and the read it may have been removed or put aside by another.
+            if path.exists():
+                self.quarantine(path, str(error))
+            return None
+
+    def _publish(self, target: Path, entry: Entry) -> None:
+        with self._changing("write to"):
+            self._sweep()
+            temporary = self._temporary()
+            try:
+                temporary.mkdir()
+                write_entry(temporary, entry)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    temporary.rename(target)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                sync_directory(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _temporary(self) -> Path:
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+    def _sweep(self) -> None:
+        """Remove what killed processes of this machine were writing."""
+        for path in (self.root / "tmp").glob(f"{socket.gethostname()}-*"):
+            pid = path.name.rsplit("-", 2)[1]
+            if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot {what} the store at {self.root}: {error.strerror or error}. "
+                "Nothing in it was changed. Free some space or name another place with "
+                "--llfc-cache-dir DIR (in Python: Store(DIR))."
+            ) from error
+
+    @staticmethod
+    def _names(folder: Path) -> list[str]:
+        try:
+            return sorted(p.name for p in folder.iterdir() if p.is_dir())
+        except FileNotFoundError:
+            return []
+
+    @classmethod
+    def _steps(cls, folder: Path) -> list[int]:
+        return sorted(int(name) for name in cls._names(folder) if name.isdigit())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,285 @@
+"""The training loop: a stack of modes of one architecture, all at the same step.
+
+On a CPU a stack holds one mode, trained by one thread with one intra-operation thread (`fleet`
+runs several side by side): measured fastest there, and the weights cannot depend on what else is
+being trained. On a GPU small networks are bound by kernel launches, so a stack holds
+`stack_size` modes whose parameters are stacked along a first axis; empty slots are filled with
+copies, so that kernels see the same shapes whether a mode trains alone or in company.
+
+Batches are a function of the seeds alone: orders and augmentation parameters are drawn on the CPU
+and moved, pixels stay uint8 until the batch is cut, so every device sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llfc_core.data import Dataset, Split
+from llfc_core.nets import build
+from llfc_core.numerics import ieee
+from llfc_core.training.recipe import Recipe, derive_seed
+
+# Part of every key. Raise it whenever a change here changes the weights that come out.
+ENGINE_VERSION = 1
+
+
+class TrainingFailed(RuntimeError):
+    """Training gave weights that must not be kept; the message says why and what to try."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """One mode at one step: all that is needed to go on to the bit-identical end.
+
+    ``model`` is a state dict, ``optimiser`` maps e.g. ``exp_avg.fc1.weight`` to the optimiser's
+    tensors. Everything is on the CPU.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+
+
+def stack_size(device: torch.device) -> int:
+    """How many modes train as one stack. Fixed by the kind of device, so that keys may name it."""
+    return 16 if device.type == "cuda" else 1
+
+
+def initial_state(recipe: Recipe, dataset: Dataset) -> TrainingState:
+    """θ⁽⁰⁾ of a recipe, before any step."""
+    module = build(recipe.net, dataset.shape, dataset.classes, recipe.seeds.init)
+    return TrainingState(0, {k: v.clone() for k, v in module.state_dict().items()}, {})
+
+
+def train(
+    recipes: Sequence[Recipe],
+    dataset: Dataset,
+    starts: Sequence[TrainingState],
+    device: torch.device,
+    *,
+    slots: int | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[Callable[[], list[TrainingState]]], None] = lambda states: None,
+) -> list[TrainingState]:
+    """Train a stack from ``starts`` to the end of the recipes' spans.
+
+    Parameters
+    ----------
+    recipes
+        At most ``slots`` recipes that agree in `Recipe.along` and in where they end.
+    dataset
+        On ``device`` already.
+    starts
+        One state per recipe, all at the same step: θ⁽⁰⁾, a parent's end, or a checkpoint.
+    slots
+        Width of the stack; by default `stack_size` of the device.
+    on_step
+        Called after each step; what it raises ends the training.
+    on_epoch
+        Called after each epoch with a function that gives the states there (it copies, so it is
+        only called by those who want them).
+
+    Raises
+    ------
+    TrainingFailed
+        The training loss became NaN or infinite.
+    """
+    slots = slots or stack_size(device)
+    _check_stack(recipes, starts, slots)
+    along, count = recipes[0].along(), len(recipes)
+    # Fill the stack: a slot's numbers do not depend on its neighbours', only kernels' shapes do.
+    recipes = [recipes[min(i, count - 1)] for i in range(slots)]
+    starts = [starts[min(i, count - 1)] for i in range(slots)]
+
+    n = len(dataset.train.labels)
+    per_epoch = along.steps_per_epoch(n)
+    last = recipes[0].span(n)[1]
+    stack = _Stack(along, starts, dataset, device)
+    step = starts[0].step
+    while step < last:
+        epoch = step // per_epoch
+        batches = _Epoch(recipes, epoch, dataset, device)
+        total = torch.zeros(slots, device=device)
+        for i in range(step % per_epoch, min(per_epoch, last - epoch * per_epoch)):
+            factor = along.schedule.factor(step, per_epoch, along.epochs)
+            images, labels = batches[i]
+            total += stack.step(dataset.normalise(images), labels, along.optimiser.lr * factor)
+            step += 1
+            on_step()
+        # One look an epoch: a look a step would make a GPU wait for the host each time.
+        if not bool(torch.isfinite(total).all()):
+            raise TrainingFailed(
+                f"the training loss of {recipes[0].label()} is not finite in epoch {epoch + 1}; "
+                f"nothing was kept. Lower the learning rate ({along.optimiser.lr:g})."
+            )
+        on_epoch(lambda: stack.states(step)[:count])
+    return stack.states(step)[:count]
+
+
+def evaluate(
+    module: nn.Module, split: Split, dataset: Dataset, batch_size: int = 1000
+) -> tuple[float, float]:
+    """Test error in per cent and mean cross-entropy in nats, in eval mode and IEEE float32.
+
+    Ties for the largest logit count as errors (the strict reading of Lemma 1), and so do NaNs.
+    """
+    was_training = module.training
+    module.eval()
+    wrong, loss = 0, 0.0
+    with torch.no_grad(), ieee():
+        for images, labels in zip(
+            split.images.split(batch_size), split.labels.split(batch_size), strict=True
+        ):
+            logits = module(dataset.normalise(images))
+            wrong += int(errors(logits, labels).sum())
+            loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    module.train(was_training)
+    return 100 * wrong / len(split.labels), loss / len(split.labels)
+
+
+def errors(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which of the points are misclassified: ``(n, classes)``, ``(n,)`` → bool ``(n,)``.
+
+    A point is right only if its label's logit is strictly the largest, so ties and NaNs are
+    errors: with this reading Lemma 1's inequality has no exceptions.
+    """
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return ~(own > others).all(dim=1)
+
+
+def _check_stack(recipes: Sequence[Recipe], starts: Sequence[TrainingState], slots: int) -> None:
+    if not 1 <= len(recipes) <= slots or len(starts) != len(recipes):
+        raise ValueError(f"{len(recipes)} recipes and {len(starts)} starts for {slots} slots")
+    if len({(r.along(), r.stop) for r in recipes}) > 1 or len({s.step for s in starts}) > 1:
+        raise ValueError("a stack's recipes must differ in seeds only, and start at one step")
+
+
+class _Epoch:
+    """The mini-batches of one epoch, all slots side by side.
+
+    Item ``i`` is ``(images, labels)`` with leading axes ``(slots, batch)``, or ``(batch,)`` alone
+    for a single slot.
+    """
+
+    def __init__(
+        self, recipes: Sequence[Recipe], epoch: int, dataset: Dataset, device: torch.device
+    ) -> None:
+        self.recipes, self.epoch, self.split = recipes, epoch, dataset.train
+        self.batch_size = recipes[0].batch_size
+        n = len(self.split.labels)
+        orders = [
+            torch.randperm(n, generator=_generator("order", r.seeds.order, epoch)) for r in recipes
+        ]
+        self.order = torch.stack(orders).to(device)
+        augmentation = recipes[0].augmentation
+        self.augmentation = augmentation
+        self.parameters = None
+        if not augmentation.identity:
+            self.parameters = [
+                augmentation.draw(
+                    n, _generator("augmentation", r.seeds.augmentation, epoch)
+                ).to(device)
+                for r in recipes
+            ]
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        cut = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        index = self.order[:, cut]
+        images, labels = self.split.images[index], self.split.labels[index]
+        if self.parameters is not None:
+            images = torch.stack(
+                [self.augmentation(x, p[cut]) for x, p in zip(images, self.parameters, strict=True)]
+            )
+        if len(self.recipes) == 1:
+            return images[0], labels[0]
+        return images, labels
+
+
+def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+class _Stack:
+    """Parameters, buffers and optimiser of all slots, and one step of them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        starts: Sequence[TrainingState],
+        dataset: Dataset,
+        device: torch.device,
+    ) -> None:
+        self.device, self.slots = device, len(starts)
+        self.bf16 = recipe.precision == "bfloat16"
+        self.module = build(recipe.net, dataset.shape, dataset.classes).to(device)
+        if self.slots == 1:
+            self.module.load_state_dict(starts[0].model)
+            self.parameters = dict(self.module.named_parameters())
+            self.buffers = dict(self.module.named_buffers())
+        else:
+            stacked = {
+                k: torch.stack([s.model[k] for s in starts]).to(device)
+                for k in self.module.state_dict()
+            }
+            self.parameters = {
+                k: stacked[k].requires_grad_() for k, _ in self.module.named_parameters()
+            }
+            self.buffers = {k: stacked[k] for k, _ in self.module.named_buffers() if k in stacked}
+        self.module.train()
+        self.optimiser = recipe.optimiser.build(list(self.parameters.values()))
+        self._load_optimiser(starts)
+
+    def step(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """One step of every slot; the losses ``(slots,)`` before it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.slots == 1:
+                losses = F.cross_entropy(self.module(images), labels)[None]
+            else:
+                losses = torch.func.vmap(self._loss)(self.parameters, self.buffers, images, labels)
+        self.optimiser.zero_grad()
+        losses.sum().backward()
+        self.optimiser.step()
+        return losses.detach()
+
+    def _loss(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        logits = torch.func.functional_call(self.module, (parameters, buffers), (x,))
+        return F.cross_entropy(logits, y)
+
+    def states(self, step: int) -> list[TrainingState]:
+        model = {k: v.detach() for k, v in {**self.parameters, **self.buffers}.items()}
+        optimiser = {
+            f"{field}.{name}": value
+            for name, p in self.parameters.items()
+            for field, value in self.optimiser.state[p].items()
+            if isinstance(value, Tensor)
+        }
+        return [
+            TrainingState(step, self._slot(model, i), self._slot(optimiser, i))
+            for i in range(self.slots)
+        ]
+
+    def _slot(self, tensors: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+        # Scalars (Adam's step count) are common to all slots.
+        alone = self.slots == 1
+        return {
+            k: (v if alone or v.dim() == 0 else v[i]).to("cpu", copy=True).contiguous()
+            for k, v in tensors.items()
+        }
+
+    def _load_optimiser(self, starts: Sequence[TrainingState]) -> None:
+        for key in starts[0].optimiser:
+            field, name = key.split(".", 1)
+            values = [s.optimiser[key] for s in starts]
+            value = values[0] if self.slots == 1 or values[0].dim() == 0 else torch.stack(values)
+            # A copy: the optimiser works in place, and a parent's state serves several children.
+            self.optimiser.state[self.parameters[name]][field] = value.to(self.device, copy=True)

@@ -1,0 +1,465 @@
+"""From recipes to modes: what the store lacks is trained, once, by whoever comes first.
+
+`ensure` needs no plan and no leader. Every worker (a thread here, another pytest worker, another
+node on a shared directory) walks the same list: it takes the first mode that is neither stored nor
+locked by someone else, trains it, publishes it, and walks on. What others are training it waits
+for. A worker that is killed loses its locks, and the next one goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llfc_core.data import Dataset
+from llfc_core.nets import build
+from llfc_core.store import Entry, Store
+from llfc_core.training.engine import (
+    ENGINE_VERSION,
+    TrainingFailed,
+    TrainingState,
+    evaluate,
+    initial_state,
+    stack_size,
+    train,
+)
+from llfc_core.training.progress import Progress
+from llfc_core.training.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """Trained weights θ and where they come from. Never changed.
+
+    Attributes
+    ----------
+    weights
+        A state dict on the CPU: parameters and buffers.
+    facts
+        What the manifest says: test error in per cent, loss, seconds, versions.
+    """
+
+    recipe: Recipe
+    key: str
+    weights: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @property
+    def test_error(self) -> float:
+        """Test error in per cent."""
+        return self.facts["test_error"]
+
+
+def mode_key(recipe: Recipe, dataset: Dataset, device: torch.device) -> str:
+    """The store's key: the recipe and all else that decides the weights' bits."""
+    return recipe.key(
+        data=dataset.digest,
+        engine=ENGINE_VERSION,
+        device=device.type,
+        stack=stack_size(device),
+    )
+
+
+def missing(
+    recipes: Iterable[Recipe], dataset: Dataset, store: Store, device: torch.device
+) -> list[Recipe]:
+    """The recipes, parents included and first, that have no entry in the store (unchecked)."""
+    return [
+        recipe
+        for recipe in _with_parents(recipes)
+        if not store.path(mode_key(recipe, dataset, device)).exists()
+    ]
+
+
+def expected_seconds(
+    recipes: Sequence[Recipe], dataset: Dataset, device: torch.device
+) -> float:
+    """A guess at the training time of recipes on this machine, for those who wait.
+
+    It counts 6 floating-point operations a parameter and image (forward and backward).
+    """
+    total = 0.0
+    for recipe in recipes:
+        first, last = recipe.span(len(dataset.train.labels))
+        module = build(recipe.net, dataset.shape, dataset.classes)
+        work = 6.0 * sum(p.numel() for p in module.parameters()) * recipe.batch_size
+        total += (last - first) * work / _NOMINAL_FLOPS[device.type]
+    return total / (_cores() if device.type == "cpu" else 1)
+
+
+# Floating-point operations a second that training of small networks reaches, a core or a GPU.
+_NOMINAL_FLOPS = {"cpu": 8e10, "cuda": 5e12}
+
+
+def ensure(
+    recipes: Sequence[Recipe],
+    dataset: Dataset,
+    store: Store,
+    device: torch.device | str = "cpu",
+    *,
+    progress: Callable[[int, int], Progress] | None = None,
+    workers: int | None = None,
+    retrain_before: float | None = None,
+    checkpoint_seconds: float = 10.0,
+) -> list[Mode]:
+    """The modes of ``recipes``, in their order: from the store, or trained into it.
+
+    Parameters
+    ----------
+    progress
+        Makes the display when there is something to train: ``progress(steps, modes)``.
+    workers
+        Threads that train side by side; by default one a core, or one on a GPU, where modes are
+        stacked instead. The weights do not depend on it.
+    retrain_before
+        Entries that were finished before this moment (seconds since the epoch) are trained anew.
+    checkpoint_seconds
+        Save a checkpoint at the first end of an epoch after so many seconds.
+
+    Raises
+    ------
+    TrainingFailed
+        A loss was not finite, or a mode misses its recipe's ``max_test_error``. The other modes
+        that were finished stay in the store.
+    StoreError
+        The store cannot be written to.
+    """
+    device = torch.device(device)
+    fleet = _Fleet(
+        recipes=_with_parents(recipes),
+        dataset=dataset.to(device),
+        store=store,
+        device=device,
+        retrain_before=retrain_before,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    modes = fleet.run(progress, workers or (_cores() if device.type == "cpu" else 1))
+    return [modes[fleet.key(recipe)] for recipe in recipes]
+
+
+def _with_parents(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Each recipe once, after its parent."""
+    ordered: dict[Recipe, None] = {}
+    for recipe in recipes:
+        line = []
+        ancestor: Recipe | None = recipe
+        while ancestor is not None:
+            line.append(ancestor)
+            ancestor = ancestor.parent
+        ordered.update(dict.fromkeys(reversed(line)))
+    return list(ordered)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what a container grants, where the system tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Stopped(Exception):
+    """Another worker failed, or the user interrupted: stop quietly."""
+
+
+@dataclass
+class _Fleet:
+    """One call of `ensure`: the workers' common state."""
+
+    recipes: list[Recipe]
+    dataset: Dataset
+    store: Store
+    device: torch.device
+    retrain_before: float | None
+    checkpoint_seconds: float
+    modes: dict[str, Mode] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    failure: BaseException | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    display: Progress | None = None
+
+    def key(self, recipe: Recipe) -> str:
+        return mode_key(recipe, self.dataset, self.device)
+
+    def run(
+        self, progress: Callable[[int, int], Progress] | None, workers: int
+    ) -> dict[str, Mode]:
+        lacking = [r for r in self.recipes if not self._stored(r)]
+        if not lacking:
+            return self.modes
+        n = len(self.dataset.train.labels)
+        steps = sum(last - first for first, last in (r.span(n) for r in lacking))
+        self.display = progress(steps, len(lacking)) if progress else None
+        threads = [
+            threading.Thread(target=self._work, name=f"training-{i}", daemon=True)
+            for i in range(min(workers, len(lacking)))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # a bare join would not let Ctrl-C through
+                    if self.display:
+                        self.display.refresh()
+        except BaseException as interrupt:
+            self._fail(interrupt)
+            for thread in threads:
+                thread.join()
+        finally:
+            if self.display:
+                self.display.close()
+        if self.failure is not None:
+            raise self.failure
+        return self.modes
+
+    # ---- a worker ---------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        # This thread's operations use one core: the sums, and so the weights, then do not depend
+        # on how many cores there are, and one mode a core is faster than all cores on one mode.
+        torch.set_num_threads(1)
+        try:
+            while self.failure is None and not self._finished():
+                with ExitStack() as locks:
+                    stack = self._take(locks) if locks.enter_context(self._turn()) else []
+                    if stack:
+                        try:
+                            self._train(stack)
+                        finally:
+                            self._release(stack)
+                        continue
+                self._wait()
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self.changed:
+            self.failure = self.failure or error
+            self.changed.notify_all()
+
+    def _release(self, stack: list[Recipe]) -> None:
+        with self.changed:
+            self.taken -= {self.key(r) for r in stack}
+            self.changed.notify_all()
+
+    def _finished(self) -> bool:
+        with self.changed:
+            return all(self.key(r) in self.modes for r in self.recipes)
+
+    def _wait(self) -> None:
+        """Until something changes here, or for a while: other processes cannot notify us."""
+        with self.changed:
+            elsewhere = [
+                r for r in self.recipes if self.key(r) not in self.modes.keys() | self.taken
+            ]
+        elsewhere = [r for r in elsewhere if not self._found(r)]
+        with self.changed:
+            if elsewhere and self.display:
+                recipe = elsewhere[0]
+                self.display.waiting(f"{recipe.label()}: {self.store.owner(self.key(recipe))}")
+            self.changed.wait(0.2)
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """A place to train in, if there is one: one a core, whichever processes ask."""
+        with ExitStack() as stack:
+            places = range(_cores()) if self.device.type == "cpu" else ()
+            for i in places:
+                if stack.enter_context(self.store.try_lock(f"core-{socket.gethostname()}-{i}")):
+                    break
+            else:
+                yield not places
+                return
+            yield True
+
+    def _take(self, locks: ExitStack) -> list[Recipe]:
+        """Lock modes to train: as many as a stack holds, all alike and ready to start."""
+        stack: list[Recipe] = []
+        for recipe in self.recipes:
+            if len(stack) == stack_size(self.device):
+                break
+            key = self.key(recipe)
+            alike = not stack or (recipe.along(), recipe.stop) == (stack[0].along(), stack[0].stop)
+            with self.changed:
+                ready = recipe.parent is None or self.key(recipe.parent) in self.modes
+                if key in self.modes or key in self.taken or not ready or not alike:
+                    continue
+                self.taken.add(key)
+            mine = locks.enter_context(self.store.try_lock(key))
+            # Whoever held the lock before may have finished it.
+            if mine and not self._found(recipe):
+                stack.append(recipe)
+            else:
+                with self.changed:
+                    self.taken.discard(key)
+        return stack
+
+    def _stored(self, recipe: Recipe) -> bool:
+        """Whether the mode is in the store, checked; then it is in ``modes`` too."""
+        key = self.key(recipe)
+        if key in self.modes:
+            return True
+        entry = self.store.get(key)
+        if entry is None:
+            return False
+        if self.retrain_before is not None and entry.facts["finished"] < self.retrain_before:
+            self.store.remove(key)
+            return False
+        problem = self._problem(recipe, entry)
+        if problem:
+            self.store.quarantine(self.store.path(key), f"{self.store.path(key)}: {problem}")
+            return False
+        with self.changed:
+            self.modes[key] = Mode(recipe, key, entry.groups["weights"], entry.facts)
+        return True
+
+    def _found(self, recipe: Recipe) -> bool:
+        """Whether another process has finished the mode; its steps then count as done."""
+        found = self._stored(recipe)
+        if found and self.display:
+            first, last = recipe.span(len(self.dataset.train.labels))
+            self.display.advance(last - first)
+        return found
+
+    def _problem(self, recipe: Recipe, entry: Entry) -> str | None:
+        """What keeps an intact entry from being this recipe's mode, or None."""
+        if entry.facts.get("recipe") != recipe.to_dict():
+            return "the manifest is of another recipe"
+        with torch.device("meta"):
+            expected = build(
+                recipe.net, self.dataset.shape, self.dataset.classes
+            ).state_dict()
+        weights = entry.groups.get("weights", {})
+        if {k: (v.shape, v.dtype) for k, v in weights.items()} != {
+            k: (v.shape, v.dtype) for k, v in expected.items()
+        }:
+            return "the tensors are not those of the recipe's network"
+        if not all(bool(torch.isfinite(v).all()) for v in weights.values()):
+            return "the weights are not finite"
+        return None
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def _train(self, stack: list[Recipe]) -> None:
+        starts = [self._start(recipe) for recipe in stack]
+        # Checkpoints of different age cannot share a stack: take those that are furthest behind.
+        first = min(s.step for s in starts)
+        stack = [r for r, s in zip(stack, starts, strict=True) if s.step == first]
+        starts = [s for s in starts if s.step == first]
+        began = saved = time.monotonic()
+
+        def on_step() -> None:
+            if self.failure is not None:
+                raise _Stopped
+            if self.display:
+                self.display.advance(len(stack))
+
+        def on_epoch(states: Callable[[], list[TrainingState]]) -> None:
+            nonlocal saved
+            if time.monotonic() - saved >= self.checkpoint_seconds:
+                for recipe, state in zip(stack, states(), strict=True):
+                    self.store.put_checkpoint(
+                        self.key(recipe), state.step, self._entry(recipe, state, {})
+                    )
+                saved = time.monotonic()
+
+        if self.display:
+            skipped = sum(
+                s.step - r.span(len(self.dataset.train.labels))[0]
+                for r, s in zip(stack, starts, strict=True)
+            )
+            self.display.advance(skipped)
+        states = train(
+            stack, self.dataset, starts, self.device, on_step=on_step, on_epoch=on_epoch
+        )
+        seconds = (time.monotonic() - began) / len(stack)
+        for recipe, state in zip(stack, states, strict=True):
+            self._publish(recipe, state, seconds)
+
+    def _start(self, recipe: Recipe) -> TrainingState:
+        """A checkpoint, else the parent's end, else θ⁽⁰⁾."""
+        entry = self.store.get_checkpoint(self.key(recipe))
+        if entry is not None and entry.facts.get("recipe") == recipe.to_dict():
+            return _state(entry)
+        if recipe.parent is not None:
+            parent = self.store.get(self.key(recipe.parent))
+            if parent is None:
+                raise TrainingFailed(
+                    f"the parent of {recipe.label()} was in the store and is gone; run again"
+                )
+            return _state(parent)
+        return initial_state(recipe, self.dataset)
+
+    def _publish(self, recipe: Recipe, state: TrainingState, seconds: float) -> None:
+        key = self.key(recipe)
+        problem = None
+        if not all(bool(torch.isfinite(v).all()) for v in state.model.values()):
+            problem = "its weights are not finite"
+        module = build(recipe.net, self.dataset.shape, self.dataset.classes).to(self.device)
+        module.load_state_dict(state.model)
+        test_error, test_loss = evaluate(module, self.dataset.test, self.dataset)
+        train_error, train_loss = evaluate(module, self.dataset.train, self.dataset)
+        if recipe.stop is None and test_error > recipe.max_test_error:
+            problem = (
+                f"its test error is {test_error:.2f}%, "
+                f"and the recipe allows {recipe.max_test_error:.2f}%"
+            )
+        if problem:
+            self.store.drop_checkpoints(key)
+            raise TrainingFailed(
+                f"{recipe.label()} was trained, but {problem}; it was not kept. "
+                "Look at the recipe's learning rate, epochs and data."
+            )
+        facts = {
+            "test_error": test_error,
+            "test_loss": test_loss,
+            "train_error": train_error,
+            "train_loss": train_loss,
+            "seconds": seconds,
+            "finished": time.time(),
+            "device": _device_name(self.device),
+            "torch": torch.__version__,
+        }
+        self.store.put(key, self._entry(recipe, state, facts))
+        if not self._stored(recipe):
+            raise TrainingFailed(f"{recipe.label()} was written but cannot be read back")
+
+    def _entry(self, recipe: Recipe, state: TrainingState, facts: dict[str, Any]) -> Entry:
+        groups = {"weights": state.model}
+        # Only spawning and resuming need the optimiser, and it is twice the size of the weights.
+        if recipe.stop is not None or not facts:
+            groups["optimiser"] = state.optimiser
+        parent = None if recipe.parent is None else self.key(recipe.parent)
+        facts = {"recipe": recipe.to_dict(), "parent": parent, "step": state.step, **facts}
+        return Entry(groups, facts)
+
+
+def _state(entry: Entry) -> TrainingState:
+    return TrainingState(
+        entry.facts["step"], entry.groups["weights"], entry.groups.get("optimiser", {})
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def cache_dir() -> Path:
+    """The default place of the store: ``LLFC_CACHE_DIR``, or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("LLFC_CACHE_DIR") or platformdirs.user_cache_path("llfc"))
