@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,12 +27,16 @@ class Claim:
 
     Attributes
     ----------
+    name
+        As in test names and tables.
     statistic
         The number judged, per layer; a network-wide number has one entry.
     bound, at_most
         The number must stay at or below the bound, or at or above it.
     reason
         Why the bound is where it is. Written before the pairs that are judged were trained.
+    layers
+        Which layers are judged: all, the hidden ones, or the network's output.
     against_independent
         The number is the ratio of the statistic on independent pairs to that on linked ones.
     look_at
@@ -48,6 +52,7 @@ class Claim:
     unit: str
     reason: str
     look_at: str
+    layers: Literal["all", "hidden", "output"] = "all"
     against_independent: bool = False
 
 
@@ -131,6 +136,11 @@ def cosine_at_half(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
     return means["one_minus_cos"][..., alphas.index(0.5)]
 
 
+def cosine_ab(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """E[1 − cosine_{A,B}], per layer (Fig. 2)."""
+    return means["one_minus_cos_ab"]
+
+
 def cosine_contrast(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
     """max over α of E[1 − cosine_α] / E[1 − cosine_{A,B}], per layer."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -146,7 +156,7 @@ def worst_coef(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 # ---- the claims ---------------------------------------------------------------------------------
 
 LMC_ERROR = Claim(
-    name="LMC, error",
+    name="lmc-error",
     source="Def. 1",
     statement="the test error along the line between A and B is nearly constant",
     statistic=error_barrier,
@@ -161,7 +171,7 @@ LMC_ERROR = Claim(
 )
 
 LMC_LOSS = Claim(
-    name="LMC, loss",
+    name="lmc-loss",
     source="Def. 1; Frankle et al. 2020",
     statement="the test loss along the line between A and B is nearly constant",
     statistic=loss_barrier,
@@ -173,7 +183,7 @@ LMC_LOSS = Claim(
 )
 
 LLFC_COSINE = Claim(
-    name="LLFC, cosine",
+    name="llfc-cosine",
     source="Def. 2, Fig. 2, 8",
     statement="E[1 − cosine_α] is close to 0 in every layer for every α",
     statistic=worst_cosine,
@@ -185,22 +195,48 @@ LLFC_COSINE = Claim(
 )
 
 LLFC_CONTRAST = Claim(
-    name="LLFC, against A,B",
+    name="llfc-contrast",
     source="Fig. 2, 8",
     statement="E[1 − cosine_α] is small against E[1 − cosine_{A,B}] in every layer",
     statistic=cosine_contrast,
-    bound=0.2,
+    bound=0.5,
     at_most=True,
     unit="",
     reason=(
-        "A network that returned the features of A for every α would have ¼ at α = ½ "
-        "(the angle to the midpoint is half the angle between A and B)."
+        "A network that kept A's features along the whole line would have 1. Trial pairs had up "
+        "to 0.4, at the logits, where A and B are nearly aligned; pairs trained apart had 3 there."
     ),
     look_at="the layer marked; E[1 − cosine_{A,B}] near 0 there means there is nothing to compare",
 )
 
+_ALIGNED_REASON = (
+    "What a shuffled step of the same size moves the features by is below 0.025; "
+    "trial pairs of three data sets moved by 0.09 or more in hidden layers."
+)
+
+NOT_ALIGNED = Claim(
+    name="llfc-apart",
+    source="Fig. 2",
+    statement="E[1 − cosine_{A,B}] is not close to 0 in the hidden layers",
+    statistic=cosine_ab,
+    bound=0.05,
+    at_most=False,
+    unit="",
+    reason=_ALIGNED_REASON,
+    look_at="the learning rate and the number of steps: the pair has hardly moved apart",
+    layers="hidden",
+)
+
+NOT_ALIGNED_OUTPUT = replace(
+    NOT_ALIGNED,
+    name="llfc-apart-output",
+    statement="E[1 − cosine_{A,B}] is not close to 0 at the output",
+    look_at="nothing: two accurate classifiers give logits of nearly one direction",
+    layers="output",
+)
+
 LLFC_COEF = Claim(
-    name="LLFC, coef",
+    name="llfc-coef",
     source="App. B.2, Fig. 8",
     statement="E[coef_α] is close to 1 in every layer for α ∈ {¼, ½, ¾}",
     statistic=worst_coef,
@@ -215,7 +251,7 @@ LLFC_COEF = Claim(
 )
 
 CO_OCCURRENCE = Claim(
-    name="LLFC with LMC only",
+    name="llfc-co-occurrence",
     source="Fig. 4",
     statement="E[1 − cosine_½] of linked pairs is negligible against that of independent pairs",
     statistic=cosine_at_half,
@@ -228,10 +264,18 @@ CO_OCCURRENCE = Claim(
 )
 
 LMC = (LMC_ERROR, LMC_LOSS)
-LLFC = (LLFC_COSINE, LLFC_CONTRAST, LLFC_COEF, CO_OCCURRENCE)
+LLFC = (
+    LLFC_COSINE,
+    LLFC_CONTRAST,
+    NOT_ALIGNED,
+    NOT_ALIGNED_OUTPUT,
+    LLFC_COEF,
+    CO_OCCURRENCE,
+)
 
-# Below this a pair's hidden features have hardly moved apart.
-MOVED_APART = 0.005
+# Below this mean over hidden layers of E[1 − cosine_{A,B}] a pair has hardly moved apart: three
+# times what shuffled steps do, a third of what trial pairs did.
+MOVED_APART = 0.05
 # A mode must do away with this share of the error of guessing.
 ACCURATE = 0.5
 # Share of images whose cosine a zero norm may leave undefined in a layer.
@@ -255,9 +299,16 @@ def judge(
         raise ValueError(f"no pairs to judge {claim.name!r} on")
     against = independent if claim.against_independent else None
     e = estimate(pairs, claim.statistic, against, seed=seed)
-    names = pairs[0].layers if len(e.value) > 1 else ("network",)
-    decisive = np.where(np.isnan(e.value), np.inf, e.high if claim.at_most else -e.low)
-    worst = int(np.argmax(decisive))
+    names = pairs[0].layers
+    if len(e.value) == 1:
+        names, judged = ("network",), [0]
+    else:
+        judged = list(range(len(names)))[
+            {"all": slice(None), "hidden": slice(-1), "output": slice(-1, None)}[claim.layers]
+        ]
+    # The layer whose unfavourable end is worst decides; what is undefined is worse than anything.
+    unfavourable = e.high if claim.at_most else -e.low
+    worst = max(judged, key=lambda i: math.inf if np.isnan(e.value[i]) else unfavourable[i])
     kept = e.high[worst] <= claim.bound if claim.at_most else e.low[worst] >= claim.bound
     note = vacuous(pairs)
     status: Status = "vacuous" if note else "holds" if kept else "rejected"
@@ -276,6 +327,7 @@ def judge(
         layers={
             name: (float(e.value[i]), float(e.low[i]), float(e.high[i]))
             for i, name in enumerate(names)
+            if i in judged
         },
         pairs=len(pairs),
         note=note,
@@ -292,11 +344,11 @@ def vacuous(pairs: Sequence[Measurement]) -> str:
         means = m.means()
         if m.distance == 0:
             return "A and B are the same network"
-        moved = float(np.nanmax(means["one_minus_cos_ab"][0, :-1], initial=0.0))
+        moved = float(np.mean(means["one_minus_cos_ab"][0, :-1]))
         if not moved >= MOVED_APART:
             return (
-                f"A and B hardly moved apart: E[1 − cosine_A,B] is at most {moved:.2g} "
-                f"in hidden layers, and {MOVED_APART:g} is asked for"
+                f"A and B hardly moved apart: the mean of E[1 − cosine_A,B] over hidden layers "
+                f"is {moved:.2g}, and {MOVED_APART:g} is asked for"
             )
         guessing = 1 - 1 / m.classes
         error = float(max(means["error"][0, 0], means["error"][0, -1]))

@@ -1,13 +1,13 @@
 """Theorem 1 on networks built for it: ReLU MLPs, the two conditions, pairs that satisfy them.
 
-The letters and shapes are the paper's, one column per data point: W^(l) (d_l, d_{l-1}), b^(l) (d_l,),
-H^(l) (d_l, n), H^(0) = X. Everything here is float64 and small; for trained networks and streams of
-data see `llfc_core.metrics`.
+The letters and shapes are the paper's, one column per data point: W^(l) (d_l, d_{l-1}), b^(l)
+(d_l,), H^(l) (d_l, n), H^(0) = X. Everything drawn here is float64 and small; for trained networks
+and streams of data see `llfc_core.metrics`.
 
 Two remarks on the paper. Definition 3 is stated for all alpha in the text and as
 s(H_A + H_B) = s(H_A) + s(H_B) in the appendix (s the ReLU): the two are the same condition, either
-holds exactly where the pre-activations of A and B have no opposite signs (ab >= 0). And the bias term
-b 1^T has its ones over the n data points.
+holds exactly where the pre-activations of A and B have no opposite signs (ab >= 0). And the ones
+of the bias term b 1^T run over the n data points, not over the d_l units.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def theorem1_pair(
         size: scale of dW relative to W.
         broken: break exactly one condition at layer `broken_layer` (1-based) and leave the other
             intact everywhere: "commutativity" draws dW dense there (nothing to break in layer 1);
-            "additivity" gives some unit other active points in A than in B (layers with a ReLU).
+            "additivity" gives one unit other active points in A than in B (layers with a ReLU).
     """
     if len(widths) < 2 or n < 2:
         raise ValueError("at least one layer and two data points")
@@ -206,22 +206,22 @@ def _biases_that_agree(
 ) -> tuple[Tensor, Tensor]:
     """Biases (d,), (d,) with p + b_A and q + b_B (d, n) of equal sign everywhere.
 
-    Shared units get one bias for both. With `disagree`, the first unit that is not shared is active
-    on all points under A and on all but its smallest under B.
+    Shared units get one bias for both. With `disagree`, the first unit that is not shared is on for
+    every point under A and off for some (all, if its q is constant) under B.
     """
     biases: list[tuple[float, float]] = []
     pending = disagree
     for unit in range(len(p)):
-        below, above = p[unit].sort().values, q[unit].sort().values
+        ascending_p, ascending_q = p[unit].sort().values, q[unit].sort().values
         splits = _common_splits(p[unit], q[unit])
         if pending and not shared[unit]:
-            bias = _above_all(below), _inside_gap(generator, above, 1)
+            bias = _above_all(ascending_p), _inside_widest_gap(generator, ascending_q)
             pending = False
         elif splits:
             k = splits[int(torch.randint(len(splits), (), generator=generator))]
-            bias = _inside_gap(generator, below, k), _inside_gap(generator, above, k)
+            bias = _inside_gap(generator, ascending_p, k), _inside_gap(generator, ascending_q, k)
         else:
-            bias = _above_all(below), _above_all(above)
+            bias = _above_all(ascending_p), _above_all(ascending_q)
         biases.append((bias[0], bias[0]) if shared[unit] else bias)
     both = torch.tensor(biases, dtype=torch.float64)
     return both[:, 0], both[:, 1]
@@ -246,6 +246,14 @@ def _inside_gap(generator: torch.Generator, ascending: Tensor, k: int) -> float:
     t = 0.25 + 0.5 * float(torch.rand((), generator=generator))
     low, high = float(ascending[k - 1]), float(ascending[k])
     return -(low + t * (high - low))
+
+
+def _inside_widest_gap(generator: torch.Generator, ascending: Tensor) -> float:
+    """Off for the points below the widest gap, on above; off for all if there is no gap."""
+    gaps = ascending.diff()
+    if float(gaps.max()) < 1e-3:
+        return -float(ascending[-1]) - 0.1
+    return _inside_gap(generator, ascending, int(gaps.argmax()) + 1)
 
 
 def _above_all(ascending: Tensor) -> float:

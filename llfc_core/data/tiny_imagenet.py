@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import struct
 import tempfile
 import warnings
 import zipfile
@@ -32,26 +33,39 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 DECODING = 1  # part of the cache's key; raise it when the code below decodes differently
 
+# What zipfile raises on damaged files: RuntimeError when a flipped bit means "encrypted", OSError
+# or ValueError when an offset leads out of the file.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
 _log = logging.getLogger(__name__)
 
 
 def load(data_dir: Path, download: bool) -> Dataset:
     """100,000 training images and, as test set, the 10,000 validation images (whose labels are
-    public), from ``data_dir/tiny-imagenet-200/`` or ``data_dir/tiny-imagenet-200.zip``.
+    public), from ``data_dir/tiny-imagenet-200.zip`` or else ``data_dir/tiny-imagenet-200/``.
 
     Labels number the WordNet ids in sorted order, as torchvision's ImageFolder does. Greyscale
     images become RGB. Decoding 110,000 files takes some time, so the arrays are kept in the user's
     cache folder (1.4 GB) under the names, sizes and checksums (in a folder: times) of the files.
     """
     folder, archive = data_dir / "tiny-imagenet-200", data_dir / "tiny-imagenet-200.zip"
-    if not (folder / "wnids.txt").is_file() and not archive.is_file():
+    if not archive.is_file() and not (folder / "wnids.txt").is_file():
         if not download:
-            raise missing("tiny-imagenet", [folder / "wnids.txt", archive])
+            raise missing("tiny-imagenet", [archive, folder / "wnids.txt"])
         fetch([URL], archive, MD5)
-    if (folder / "wnids.txt").is_file():
-        return _load(_open_folder(folder))
-    with _open_zip(archive) as files:
-        return _load(files)
+    if archive.is_file():  # before the folder, which may be half unpacked
+        with _open_zip(archive) as files:
+            return _load(files)
+    return _load(_open_folder(folder))
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,9 @@ class _Files:
 
 def _open_folder(folder: Path) -> _Files:
     versions = {}
-    for directory in (folder / "train", folder / "val", folder):
-        pattern = "*" if directory == folder else "**/*"
-        for path in directory.glob(pattern):
-            if path.is_file():
-                status = path.stat()
-                name = path.relative_to(folder).as_posix()
-                versions[name] = f"{status.st_size} {status.st_mtime_ns}"
+    for path in folder.rglob("*.*"):  # folders' names have no dot
+        status = path.stat()
+        versions[path.relative_to(folder).as_posix()] = f"{status.st_size} {status.st_mtime_ns}"
     return _Files(f"{folder}{os.sep}", versions, lambda name: (folder / name).read_bytes())
 
 
@@ -96,13 +106,13 @@ def _open_zip(archive: Path) -> Iterator[_Files]:
     with archive.open("rb") as opened:
         try:
             file = zipfile.ZipFile(opened)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        except _DAMAGED as error:
             raise DataCorrupt(f"{archive}: not a whole zip file ({error}). Delete it.") from error
 
         def read(name: str) -> bytes:
             try:
                 return file.read(prefix + name)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            except _DAMAGED as error:
                 raise DataCorrupt(f"{archive}: {prefix}{name}: damaged ({error})") from error
 
         versions = {
@@ -119,8 +129,8 @@ def _load(files: _Files) -> Dataset:
     path = cache_dir() / f"tiny-imagenet-{_key(files, kept)}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()  # several workers asking at once decode once
+        # Several workers asking at once decode once.
+        lock = filelock.FileLock(path.with_name(f".{path.name}.lock")).acquire()
     except OSError as error:
         warnings.warn(
             f"decoded images are not kept, as {path} cannot be written: {error}", stacklevel=2

@@ -154,11 +154,6 @@ class Taps:
                 # names need the tensors' version counters, which inference tensors have not
                 undo.enter_context(torch.inference_mode(False))
                 undo.enter_context(torch.no_grad())
-            # attention's fused path would skip the activation between its linear layers
-            undo.callback(
-                torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-            )
-            torch.backends.mha.set_fastpath_enabled(False)
             for name, part in self.module.named_modules():
                 # the flag itself: eval() and train() may be overridden, and do more
                 undo.callback(setattr, part, "training", part.training)
@@ -168,7 +163,7 @@ class Taps:
                     part.register_forward_hook(partial(trace.leave, name)),
                 ):
                     undo.callback(hook.remove)
-            undo.enter_context(trace)
+            undo.enter_context(trace)  # also keeps attention off its fused path, which has no sites
             x = x.clone()  # the network may write into its input
             if state is None:
                 output = self.module(x)

@@ -7,10 +7,10 @@ between A and pi(B) reads R = 0 (eq. 9) with
 
 The two factors are what weight matching and activation matching make small.
 
-**Erratum to A.3.** With U = W_A H_A - W_A P_prev H_B and V = P W_B P_prev^T H_A - P W_B H_B, R = U - V
-and |R|^2 = |U|^2 + |V|^2 - 2 <U, V>. A.3 ends in + <U, V>: sign and factor are both wrong, and it
-matters, for the minimiser over permutations is then a different one. Its conclusion stands: |U|^2
-and |V|^2 are Koopmans-Beckmann in P_prev, <U, V> is linear in P once P_prev is fixed.
+**Erratum to A.3.** With U = W_A H_A - W_A P_prev H_B and V = P W_B P_prev^T H_A - P W_B H_B we have
+R = U - V and |R|^2 = |U|^2 + |V|^2 - 2 <U, V>. A.3 ends in + <U, V>: sign and factor are both
+wrong, and it matters, for the minimiser over permutations is then a different one. Its conclusion
+stands: |U|^2 and |V|^2 are Koopmans-Beckmann in P_prev, <U, V> is linear in P for fixed P_prev.
 
 The letters and shapes are the paper's, one column per data point: W_A, W_B (d_out, d_in); H_A, H_B
 (d_in, n), the *inputs* of the layer; P (d_out, d_out) and P_prev (d_in, d_in) permutation matrices,
@@ -134,8 +134,8 @@ def cross_profit(W_A: Tensor, W_B: Tensor, gram: Gram, P_prev: Tensor | None = N
     """M (d_out, d_out) with <U, V> = tr(P^T M): the profit of a linear assignment in P.
 
     M = W_A S P_prev W_B^T with S = (H_A - P_prev H_B)(H_A - P_prev H_B)^T, from P_prev^T (H_A -
-    P_prev H_B) = P_prev^T H_A - H_B. As |U| and |V| do not depend on P, the P that minimises |R| for
-    fixed P_prev is exactly `linear_sum_assignment(M, maximize=True)`.
+    P_prev H_B) = P_prev^T H_A - H_B. As |U| and |V| do not depend on P, the P that minimises |R|
+    for fixed P_prev is exactly `linear_sum_assignment(M, maximize=True)`.
     """
     Q = torch.eye(len(gram.AA)).to(gram.AA) if P_prev is None else P_prev.double()
     cross = gram.AB @ Q.T

@@ -44,17 +44,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import hardshrink, pad
 
 __all__ = ["WeakAdditivity", "dist_sigma", "dist_sigma_at", "dist_sigma_histogram"]
 
-_WORKING_BYTES = 256 * 2**20  # of temporaries, whatever n is (a single point may need more)
-_EXACT_DOUBLES = 36  # temporaries per coordinate, measured, with something to spare
-_HISTOGRAM_DOUBLES = 24
-_HISTOGRAM_CHUNK = 4 * 2**20  # coordinates at a time: no faster beyond, and kinder to the caches
+_CHUNK = 2**16  # coordinates worked on at a time by a CPU: what its caches hold
+_ACCELERATED = 8  # times as many elsewhere, where launches cost: temporaries stay below 256 MB
 
 _TOLERANCE = 1e-13  # relative, on Dist_σ: the search ends when nothing can exceed the best by more
 _ZERO_NORM = (8 * torch.finfo(torch.float64).eps) ** 2
@@ -92,11 +91,11 @@ def dist_sigma(a: Tensor, b: Tensor) -> WeakAdditivity:
     b are of very unlike scale it lies so near to 0 or 1 that the last digits of α itself limit what
     `dist_sigma_at` can reproduce. Entries below 1e-60 of their vector's largest count as 0.
 
-    Working memory: about 256 MB for any n (points are taken in chunks), or 288·d bytes if that is
-    more. Raises ValueError for unlike shapes or devices, tensors that are not 2-D, and entries that
+    Working memory: points are taken in chunks, below 256 MB (on a CPU 32 MB) for any n; a single
+    point takes some 300·d bytes. Raises ValueError for unlike shapes or devices, tensors that are not 2-D, and entries that
     are not finite; TypeError for anything but real floating point.
     """
-    return _in_chunks(_exact, a, b, _EXACT_DOUBLES)
+    return _in_chunks(_exact, a, b)
 
 
 def dist_sigma_histogram(
@@ -121,10 +120,7 @@ def dist_sigma_histogram(
     if not rtol >= 0:
         raise ValueError(f"rtol must be at least 0, got {rtol}")
 
-    def kernel(a: Tensor, b: Tensor) -> WeakAdditivity:
-        return _histogram(a, b, bins)
-
-    result = _in_chunks(kernel, a, b, _HISTOGRAM_DOUBLES, most=_HISTOGRAM_CHUNK)
+    result = _in_chunks(partial(_histogram, bins=bins), a, b, least=8 * bins)
     loose = result.upper > (1 + rtol) * result.distance
     if rtol < float("inf") and bool(loose.any()):
         exact = dist_sigma(a[loose], b[loose])
@@ -148,8 +144,8 @@ def dist_sigma_at(a: Tensor, b: Tensor, alpha: float | Tensor) -> Tensor:
         raise ValueError(f"alpha must be a number or one per point ({len(a)}), got {(*α.shape,)}")
     if not bool(((α >= 0) & (α <= 1)).all()):
         raise ValueError("alpha must lie in [0, 1]")
-    if a.shape[1] == 0:
-        return a.new_zeros(len(a), dtype=torch.float64)
+    if a.numel() == 0:
+        return _zero(a).distance
     α = α.reshape(-1, 1)
     # One power of two for both: it leaves the ratio as it is and its squares within range.
     scale = torch.maximum(_power_of_two(a.double()), _power_of_two(b.double()))
@@ -166,6 +162,11 @@ def _fields(result: WeakAdditivity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return result.distance, result.alpha, result.undefined, result.upper
 
 
+def _zero(a: Tensor) -> WeakAdditivity:
+    zero = a.new_zeros(len(a), dtype=torch.float64)
+    return WeakAdditivity(zero, zero.clone(), zero > 0, zero.clone())
+
+
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape or a.dim() != 2:
         raise ValueError(
@@ -176,26 +177,19 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     for x in (a, b):
         if not x.is_floating_point():
             raise TypeError(f"pre-activations must be real floating point, got {x.dtype}")
-        if not bool(x.isfinite().all()):
-            raise ValueError("pre-activations must be finite: found inf or NaN")
     return a.detach(), b.detach()
 
 
 def _in_chunks(
-    kernel: Callable[[Tensor, Tensor], WeakAdditivity],
-    a: Tensor,
-    b: Tensor,
-    doubles: int,
-    most: int | None = None,
+    kernel: Callable[[Tensor, Tensor], WeakAdditivity], a: Tensor, b: Tensor, least: int = 1
 ) -> WeakAdditivity:
-    """Run `kernel` on as many points at a time as the memory allows (at most `most` coordinates)."""
+    """Run `kernel` on `_CHUNK` coordinates at a time, where a point counts for `least` or more."""
     a, b = _checked(a, b)
     n, d = a.shape
     if n == 0 or d == 0:  # no coordinate, no disagreement
-        zero = a.new_zeros(n, dtype=torch.float64)
-        return WeakAdditivity(zero, zero.clone(), zero > 0, zero.clone())
-    size = _WORKING_BYTES // (8 * doubles)
-    size = max(1, min(size, most or size) // d)
+        return _zero(a)
+    size = _CHUNK if a.device.type == "cpu" else _CHUNK * _ACCELERATED
+    size = max(1, size // max(d, least))
     parts = [
         _fields(kernel(rows_a.double(), rows_b.double()))
         for rows_a, rows_b in zip(a.split(size), b.split(size), strict=True)
@@ -205,27 +199,30 @@ def _in_chunks(
 
 
 def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two just below the largest |entry| of each row of x `(n, d)`: `(n, 1)`.
+    """The power of two just below the largest |entry| of each row of x `(n, d)`, d > 0: `(n, 1)`.
 
     Dividing by it is exact, so that coordinates with one and the same ratio b_j / a_j keep it, and
-    with it their common kink. Rows of zeros get 1.
+    with it their common kink. Rows of zeros get 1. Raises ValueError if an entry is not finite.
     """
     top = x.abs().amax(dim=1, keepdim=True)
+    if not bool(top.isfinite().all()):
+        raise ValueError("pre-activations must be finite: found inf or NaN")
     mantissa, _ = torch.frexp(top)  # in [½, 1)
-    return torch.where(top > 0, top / (2 * mantissa), torch.ones_like(top))
+    return torch.where(top > 0, top / (2 * mantissa), 1.0)
 
 
 def _rescaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x over its rows' powers of two, without the negligible entries; and those powers `(n, 1)`."""
     scale = _power_of_two(x)
-    x = x / scale
-    return x.masked_fill_(x.abs() < _NEGLIGIBLE, 0.0), scale
+    return hardshrink(x / scale, _NEGLIGIBLE), scale
 
 
 def _agreeing(a: Tensor, b: Tensor, kinked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """⟨σ(a), σ(a)⟩, ⟨σ(a), σ(b)⟩, ⟨σ(b), σ(b)⟩ over the coordinates without a kink, `(n, 1)` each."""
-    a, b = a.relu().masked_fill_(kinked, 0.0), b.relu().masked_fill_(kinked, 0.0)
-    squares = a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True)
-    return squares[0], (a * b).sum(1, keepdim=True), squares[1]
+    """⟨σ(a), σ(a)⟩, ⟨σ(a), σ(b)⟩, ⟨σ(b), σ(b)⟩ over the coordinates without a kink: `(n, 1)`."""
+    agreeing = ~kinked  # as a factor: a mask that follows no pattern is slow to branch on
+    a, b = a.relu().mul_(agreeing), b.relu().mul_(agreeing)
+    aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)
+    return aa.unsqueeze(1), ab.unsqueeze(1), bb.unsqueeze(1)
 
 
 def _to_alpha(p: Tensor, q: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
@@ -318,13 +315,11 @@ def _exact(a: Tensor, b: Tensor) -> WeakAdditivity:
     """`dist_sigma` on one chunk, float64 `(n, d)` with d > 0."""
     a, scale_a = _rescaled(a)
     b, scale_b = _rescaled(b)
-    rising = (a > 0) & (b < 0)  # U_j is 0 up to τ_j
-    kinked = rising | ((a < 0) & (b > 0))  # else falling: U_j is 0 from τ_j on
+    kinked = a * b < 0
     counts = kinked.sum(1)
     m = int(counts.max())
     if m == 0:
-        zero = a.new_zeros(len(a))
-        return WeakAdditivity(zero, zero.clone(), zero > 0, zero.clone())
+        return _zero(a)
 
     pp, pq, qq = _agreeing(a, b, kinked)
 
@@ -338,9 +333,10 @@ def _exact(a: Tensor, b: Tensor) -> WeakAdditivity:
     last = r.gather(1, (counts - 1).clamp_min(0).unsqueeze(1))
     last = torch.where(counts.unsqueeze(1) > 0, last, 1.0)
     r = torch.where(real, r, last)
-    x = a.abs().gather(1, order).mul_(real)
-    y = b.abs().gather(1, order).mul_(real)
-    rising = rising.gather(1, order)
+    x = a.gather(1, order).mul_(real)
+    y = b.gather(1, order).mul_(real).abs_()
+    rising = x > 0  # U_j is 0 up to τ_j; else, falling, from τ_j on
+    x = x.abs_()
     del a, b, order, real, kinked
 
     p, q = r / (1 + r), 1 / (1 + r)  # τ and 1 − τ
@@ -426,18 +422,21 @@ def _search(
 
 def _histogram(a: Tensor, b: Tensor, bins: int) -> WeakAdditivity:
     """`dist_sigma_histogram` with rtol = inf on one chunk, float64 `(n, d)` with d > 0."""
-    n = len(a)
     a, scale_a = _rescaled(a)
     b, scale_b = _rescaled(b)
-    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    norm_a, norm_b = norm_a.masked_fill_(norm_a == 0, 1.0), norm_b.masked_fill_(norm_b == 0, 1.0)
-    a, b, scale_a, scale_b = a / norm_a, b / norm_b, scale_a * norm_a, scale_b * norm_b
-
-    rising = (a > 0) & (b < 0)
-    kinked = rising | ((a < 0) & (b > 0))
+    norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
+    ratio = torch.where((norm_a > 0) & (norm_b > 0), norm_a / norm_b, 1.0)
+    kinked = a * b < 0
     pp, pq, qq = _agreeing(a, b, kinked)
-    sums = _cell_sums(a[kinked].abs_(), b[kinked].abs_(), rising[kinked], kinked.sum(1), bins)
-    del a, b, rising, kinked
+    # From here on b is ratio·b, as long as a.
+    scale_b, pq, qq = scale_b / ratio, pq * ratio, qq * ratio.square()
+    counts = kinked.sum(1)
+    found = kinked.view(-1).nonzero().squeeze(1)
+    x, y = a.view(-1)[found], b.view(-1)[found].abs_()
+    del a, b, kinked, found
+    y *= ratio.squeeze(1).repeat_interleave(counts)
+    sums = _cell_sums(x, y, counts, bins)
+    del x, y
     x2, y2, m0, m1, m2 = sums
     falls, rises = 0, 1
 
@@ -477,22 +476,23 @@ def _histogram(a: Tensor, b: Tensor, bins: int) -> WeakAdditivity:
     return WeakAdditivity(distance, alpha, distance.isinf(), upper)
 
 
-def _cell_sums(x: Tensor, y: Tensor, rising: Tensor, counts: Tensor, bins: int) -> list[Tensor]:
+def _cell_sums(x: Tensor, y: Tensor, counts: Tensor, bins: int) -> list[Tensor]:
     """Sums over the kinked coordinates by point, direction (falling, rising) and cell of τ.
 
-    x, y, rising: |a_j|, |b_j| and the direction, in one list, point after point. counts: `(n,)`, how
-    many each point has. Returns five tensors `(n, 2, bins)`: the sums of x², y², w², w²s, w²s², with
-    w = x + y and s the distance in τ to the edge of the cell from which the hinge is open
-    throughout: the right one if it rises, the left one if it falls.
+    x, y: a_j and |b_j| in one list, point after point. counts: `(n,)`, how many each point has.
+    Returns five tensors `(n, 2, bins)`: the sums of a_j², b_j², w², w²s and w²s², w = |a_j| + |b_j|
+    and s the distance in τ from the hinge to the edge of its cell on the open side: the right edge
+    if it rises (a_j > 0), the left one if it falls.
     """
     n = len(counts)
-    width = x + y
+    rising = x > 0
+    width = x.abs() + y
     place = y / width * bins
     cell = place.floor().clamp_(max=bins - 1)
-    place = place.sub_(cell)
-    reach = torch.where(rising, 1 - place, place).div_(bins)
+    place -= cell  # 0 to 1 in the cell
+    reach = place.sub_(rising.double()).abs_().div_(bins)
     index = cell.long()
-    index += rising * bins
-    index += torch.arange(n, device=x.device).repeat_interleave(counts) * (2 * bins)
-    terms = (x.square(), y.square(), width.square(), width.square() * reach, (width * reach) ** 2)
-    return [index.bincount(t, minlength=2 * bins * n).view(n, 2, bins) for t in terms]
+    index += (2 * torch.arange(n, device=x.device)).repeat_interleave(counts).add_(rising) * bins
+    square, lever = width.square(), width * reach
+    terms = (x.square(), y.square(), square, width * lever, lever.square())
+    return [x.new_zeros(2 * bins * n).index_add_(0, index, t).view(n, 2, bins) for t in terms]

@@ -96,8 +96,7 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     present = {p.name for p in directory.iterdir()} - {MANIFEST}
     if present != set(files):
         raise CorruptEntry(
-            f"{directory}: should hold {sorted(files)} beside its manifest, "
-            f"holds {sorted(present)}"
+            f"{directory}: should hold {sorted(files)} beside its manifest, holds {sorted(present)}"
         )
     return facts, files
 

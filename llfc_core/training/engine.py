@@ -182,9 +182,9 @@ class _Epoch:
         self.parameters = None
         if not augmentation.identity:
             self.parameters = [
-                augmentation.draw(
-                    n, _generator("augmentation", r.seeds.augmentation, epoch)
-                ).to(device)
+                augmentation.draw(n, _generator("augmentation", r.seeds.augmentation, epoch)).to(
+                    device
+                )
                 for r in recipes
             ]
 

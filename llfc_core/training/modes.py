@@ -9,7 +9,6 @@ for. A worker that is killed loses its locks, and the next one goes on from its 
 from __future__ import annotations
 
 import os
-import platform
 import socket
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from llfc_core.data import Dataset
+from llfc_core.machine import cores, device_name
 from llfc_core.nets import build
 from llfc_core.store import Entry, Store
 from llfc_core.training.engine import (
@@ -82,9 +82,7 @@ def missing(
     ]
 
 
-def expected_seconds(
-    recipes: Sequence[Recipe], dataset: Dataset, device: torch.device
-) -> float:
+def expected_seconds(recipes: Sequence[Recipe], dataset: Dataset, device: torch.device) -> float:
     """A guess at the training time of recipes on this machine, for those who wait.
 
     It counts 6 floating-point operations a parameter and image (forward and backward).
@@ -95,7 +93,7 @@ def expected_seconds(
         module = build(recipe.net, dataset.shape, dataset.classes)
         work = 6.0 * sum(p.numel() for p in module.parameters()) * recipe.batch_size
         total += (last - first) * work / _NOMINAL_FLOPS[device.type]
-    return total / (_cores() if device.type == "cpu" else 1)
+    return total / (cores() if device.type == "cpu" else 1)
 
 
 # Floating-point operations a second that training of small networks reaches, a core or a GPU.
@@ -144,7 +142,7 @@ def ensure(
         retrain_before=retrain_before,
         checkpoint_seconds=checkpoint_seconds,
     )
-    modes = fleet.run(progress, workers or (_cores() if device.type == "cpu" else 1))
+    modes = fleet.run(progress, workers or (cores() if device.type == "cpu" else 1))
     return [modes[fleet.key(recipe)] for recipe in recipes]
 
 
@@ -159,12 +157,6 @@ def _with_parents(recipes: Iterable[Recipe]) -> list[Recipe]:
             ancestor = ancestor.parent
         ordered.update(dict.fromkeys(reversed(line)))
     return list(ordered)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container grants, where the system tells
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Stopped(Exception):
@@ -190,9 +182,7 @@ class _Fleet:
     def key(self, recipe: Recipe) -> str:
         return mode_key(recipe, self.dataset, self.device)
 
-    def run(
-        self, progress: Callable[[int, int], Progress] | None, workers: int
-    ) -> dict[str, Mode]:
+    def run(self, progress: Callable[[int, int], Progress] | None, workers: int) -> dict[str, Mode]:
         lacking = [r for r in self.recipes if not self._stored(r)]
         if not lacking:
             return self.modes
@@ -275,7 +265,7 @@ class _Fleet:
     def _turn(self) -> Iterator[bool]:
         """A place to train in, if there is one: one a core, whichever processes ask."""
         with ExitStack() as stack:
-            places = range(_cores()) if self.device.type == "cpu" else ()
+            places = range(cores()) if self.device.type == "cpu" else ()
             for i in places:
                 if stack.enter_context(self.store.try_lock(f"core-{socket.gethostname()}-{i}")):
                     break
@@ -338,9 +328,7 @@ class _Fleet:
         if entry.facts.get("recipe") != recipe.to_dict():
             return "the manifest is of another recipe"
         with torch.device("meta"):
-            expected = build(
-                recipe.net, self.dataset.shape, self.dataset.classes
-            ).state_dict()
+            expected = build(recipe.net, self.dataset.shape, self.dataset.classes).state_dict()
         weights = entry.groups.get("weights", {})
         if {k: (v.shape, v.dtype) for k, v in weights.items()} != {
             k: (v.shape, v.dtype) for k, v in expected.items()
@@ -381,9 +369,7 @@ class _Fleet:
                 for r, s in zip(stack, starts, strict=True)
             )
             self.display.advance(skipped)
-        states = train(
-            stack, self.dataset, starts, self.device, on_step=on_step, on_epoch=on_epoch
-        )
+        states = train(stack, self.dataset, starts, self.device, on_step=on_step, on_epoch=on_epoch)
         seconds = (time.monotonic() - began) / len(stack)
         for recipe, state in zip(stack, states, strict=True):
             self._publish(recipe, state, seconds)
@@ -429,7 +415,7 @@ class _Fleet:
             "train_loss": train_loss,
             "seconds": seconds,
             "finished": time.time(),
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "torch": torch.__version__,
         }
         self.store.put(key, self._entry(recipe, state, facts))
@@ -450,12 +436,6 @@ def _state(entry: Entry) -> TrainingState:
     return TrainingState(
         entry.facts["step"], entry.groups["weights"], entry.groups.get("optimiser", {})
     )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 def cache_dir() -> Path:

@@ -149,7 +149,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1:
-            raise ValueError(f"need epochs ≥ 0 and batch_size ≥ 1: {self.epochs}, {self.batch_size}")
+            raise ValueError(
+                f"need epochs ≥ 0 and batch_size ≥ 1: {self.epochs}, {self.batch_size}"
+            )
         if self.parent is not None:
             if self.parent.stop is None:
                 raise ValueError("a parent must say where it stops: that is the spawning point")

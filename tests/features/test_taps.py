@@ -223,11 +223,9 @@ def test_in_place_networks_compute_what_they_compute_untapped() -> None:
 def test_attention_does_not_hide_the_activation_of_its_block() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net, x = nn.TransformerEncoder(layer, 2), torch.randn(2, 3, 8)
-    fast = torch.backends.mha.get_fastpath_enabled()
     seen, output = features(Taps(net, x), x)
     assert list(seen) == ["layers.0.linear1", "layers.1.linear1", "layers.1.norm2"]
     torch.testing.assert_close(output, net.eval()(x))
-    assert torch.backends.mha.get_fastpath_enabled() is fast
     with pytest.raises(TypeError, match=r"self_attn.*tuple"):
         Taps(net, x, ["layers.0.self_attn"])
 
@@ -244,6 +242,8 @@ class Named(nn.Module):
         self.part = nn.Sequential(nn.Linear(3, 3), nn.Identity())
         self.act = nn.ReLU()
         self.block = Block()
+        self.half = Half()
+        self.leaf = Leaf()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc(x))
@@ -251,20 +251,44 @@ class Named(nn.Module):
         x = torch.tanh(torch.tanh(x))  # acts on an activation's output, in no submodule
         x = torch.relu(self.part(x))  # returned by part.0, part.1 and part: the first
         x = self.act(x + 1)  # a functional sum in the root, by a module
+        x = self.half(x)
+        x = self.leaf(x)
         return self.block(x)
 
 
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(3))
         self.bn = nn.BatchNorm1d(3)
         self.swish = Swish()
+        self.prelu = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn(x)
         h += x  # the very object that bn returned, but no longer its output
-        return F.relu(self.swish(h) @ self.weight)
+        return self.prelu(self.swish(h) + x)
+
+
+class Half(nn.Module):
+    """Without weights, but more than an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x / 2)
+
+
+class Leaf(nn.Module):
+    """Without parts, but more than an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x @ self.weight)
 
 
 class Swish(nn.Module):
@@ -275,7 +299,7 @@ class Swish(nn.Module):
 def test_the_naming_rule() -> None:
     taps = Taps(Named(), torch.randn(5, 3))
     assert taps.names == (
-        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act", "block", "block#2"),
+        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act", "half", "leaf", "block", "block#2"),
     )  # the output is block#2's: one layer, not two
 
 
@@ -403,19 +427,20 @@ def test_the_input_is_not_written_to() -> None:
 
 
 def test_runs_nest_and_the_callback_s_own_activations_are_not_layers() -> None:
-    net, x = MLP(), torch.randn(5, 4)
-    taps = Taps(net, x)
+    net, x = Named(), torch.randn(5, 3)
+    every = Taps(net, x)
+    taps = Taps(net, x, [*every.names, "part"])
     expected, _ = features(taps, x)
-    inner: list[list[str]] = []
+    inner: list[tuple[str, ...]] = []
 
     def on_layer(layer: Layer) -> None:
-        F.relu(layer.pre)
-        nn.ReLU()(layer.pre)
-        inner.append(list(features(taps, x)[0]))
+        F.relu(layer.pre)  # the tensor that the next site may act on
+        net.act(layer.pre)
+        inner.append(tuple(features(every, x)[0]))
         assert torch.equal(layer.post, expected[layer.name][1])
 
     taps.run(x, on_layer)
-    assert inner == [["fc1", "fc2", "fc3"]] * 3
+    assert inner == [every.names] * len(taps.names)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -560,6 +585,19 @@ def test_stitching_an_mlp_is_running_a_up_to_the_layer_and_b_from_there(
     assert torch.equal(taps.stitch(x, "fc3", a, b), taps.run(x, lambda layer: None, a))
 
 
+def test_stitching_hands_over_the_layer_before_the_network_writes_into_it() -> None:
+    class Writes(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.fc1(x))
+            h += 1
+            return self.fc3(h)
+
+    net, x = Writes(), torch.randn(5, 4)
+    taps = Taps(net, x)
+    for _ in range(2):
+        assert torch.equal(taps.stitch(x, "fc1", None, None), net(x))
+
+
 def test_stitching_a_resnet() -> None:
     net, x = resnet(), torch.randn(2, 3, 8, 8)
     a, b = other_state(net, 1), other_state(net, 2)
@@ -575,7 +613,7 @@ def test_stitching_a_resnet() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"'3.bn1': the input also goes round it"):
             taps.stitch(x, "3.bn1", a, b)
-    with pytest.raises(ValueError, match="did you mean '3.bn1'"):
+    with pytest.raises(ValueError, match=r"did you mean '3.bn1'"):
         taps.stitch(x, "3.bn2", a, b)
 
 

@@ -1,0 +1,26 @@
+# Two commands: `make phenomena` (train, measure, judge) and `make test` (the fast suite).
+# PYTEST_ARGS adds options, e.g. make phenomena PYTEST_ARGS="-k llfc -n 2".
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: phenomena test lint clean
+
+phenomena: .venv/installed
+	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest tests/ -m "not slow" $(PYTEST_ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info llfc-report

@@ -1,0 +1,35 @@
+"""``results.json``: every number behind the verdicts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_results(
+    path: Path,
+    header: Mapping[str, Any],
+    evidence: Mapping[str, Mapping[str, Any]],
+    verdicts: Sequence[Mapping[str, Any]],
+    skipped: Iterable[str],
+) -> None:
+    """Write the results, whole or not at all; the same results give the same bytes.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be made or written to.
+    """
+    results = {
+        **header,
+        "verdicts": sorted(verdicts, key=lambda v: v["test"]),
+        "settings": [evidence[key] for key in sorted(evidence)],
+        "skipped": sorted(skipped),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)

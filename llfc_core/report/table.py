@@ -1,0 +1,68 @@
+"""The closing table: a row per claim and setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEAD = ("claim", "setting", "value", "95% interval", "bound", "layer", "controls", "verdict")
+
+
+def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of text from recorded verdicts, those on controls folded into the claims' rows.
+
+    A verdict is ``Verdict.to_dict()`` with ``setting``, ``control`` (empty: the claim itself),
+    ``finding`` and ``outcome``. Sorted, so that it does not matter in which order tests ended.
+    """
+    rows = []
+    claims = {(v["setting"], v["claim"]): v for v in verdicts if not v["control"]}
+    controls: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for v in verdicts:
+        if v["control"]:
+            controls.setdefault((v["setting"], v["claim"]), []).append(v)
+    for key in sorted(claims.keys() | controls.keys()):
+        v = claims.get(key)
+        checked = sorted(controls.get(key, []), key=lambda c: c["control"])
+        beside = ", ".join(
+            f"{c['control']} {_number(c['value'])} {_control_word(c)}" for c in checked
+        )
+        if v is None:
+            rows.append((key[1], key[0], "", "", "", "", beside, "not run"))
+            continue
+        sign = "≤" if v["at_most"] else "≥"
+        rows.append(
+            (
+                v["claim"],
+                v["setting"],
+                f"{_number(v['value'])} {v['unit']}".strip(),
+                f"[{_number(v['low'])}, {_number(v['high'])}]",
+                f"{sign} {v['bound']:g}",
+                v["layer"],
+                beside or "none run",
+                _word(v),
+            )
+        )
+    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (HEAD, *rows)
+    ]
+    findings = [
+        f"finding: {v['claim']} on {v['setting']}: {v['finding']}"
+        for _, v in sorted(claims.items())
+        if v["finding"] and v["status"] != "holds"
+    ]
+    return lines + findings
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3g}"
+
+
+def _word(verdict: Mapping[str, Any]) -> str:
+    if verdict["finding"]:
+        return "holds, unexpectedly" if verdict["status"] == "holds" else "finding"
+    return verdict["status"]
+
+
+def _control_word(control: Mapping[str, Any]) -> str:
+    return "PASSES" if control["status"] == "holds" else control["status"]

@@ -1,0 +1,25 @@
+"""Pairs on which the same predicates must not hold.
+
+``independent``: C and D, trained apart from different initialisations, are not linearly connected.
+``shuffled``: A and A plus the entries of B − A in random order are as far apart in weights as the
+pair, but in no learned direction; their features hardly differ, so nothing is left to interpolate.
+"""
+
+import pytest
+
+from llfc_core import claims
+
+# Trained-apart pairs differ even more than linked ones: they are no control for "A and B differ".
+OF_CONNECTION = tuple(
+    c for c in claims.LMC + claims.LLFC if c not in (claims.NOT_ALIGNED, claims.NOT_ALIGNED_OUTPUT)
+)
+
+
+@pytest.mark.parametrize("claim", OF_CONNECTION, ids=lambda c: c.name)
+def test_independent(claim, assert_rejected):
+    assert_rejected(claim, "independent")
+
+
+@pytest.mark.parametrize("claim", claims.LMC + claims.LLFC, ids=lambda c: c.name)
+def test_shuffled(claim, assert_rejected):
+    assert_rejected(claim, "shuffled")
