@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from llfc_core.metrics.bootstrap import Means, Statistic, estimate
-from llfc_core.metrics.measure import Measurement
+from llfc_core.metrics.commutativity import Distances, distances
+from llfc_core.metrics.measurement import Measurement
 
 Status = Literal["holds", "rejected", "vacuous"]
 
@@ -35,8 +37,9 @@ class Claim:
         The number must stay at or below the bound, or at or above it.
     reason
         Why the bound is where it is. Written before the pairs that are judged were trained.
-    layers
-        Which layers are judged: all, the hidden ones, or the network's output.
+    judged
+        What the statistic's last axis runs over: "layers", of which all, the "hidden" ones or the
+        "output" are judged; the "linear" maps after the first; or one number for the "network".
     against_independent
         The number is the ratio of the statistic on independent pairs to that on linked ones.
     look_at
@@ -52,7 +55,7 @@ class Claim:
     unit: str
     reason: str
     look_at: str
-    layers: Literal["all", "hidden", "output"] = "all"
+    judged: Literal["layers", "hidden", "output", "linear", "network"] = "layers"
     against_independent: bool = False
 
 
@@ -153,6 +156,45 @@ def worst_coef(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
     return np.abs(1 - picked).max(axis=-1)
 
 
+def weak_additivity(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """E[Dist_σ], per layer (Fig. 5)."""
+    return means["dist_sigma"]
+
+
+def commutativity(means: Means) -> Distances:
+    """Dist_com, Dist_W, Dist_H and ρ over the data set, ``(…, M)`` each (Fig. 7)."""
+    return distances(torch.from_numpy(means["commutativity"]), torch.from_numpy(means["weights"]))
+
+
+def dist_com(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Dist_com, per linear map."""
+    return commutativity(means).dist_com.numpy()
+
+
+def dist_com_share(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Dist_com / min(Dist_W, Dist_H), per linear map."""
+    d = commutativity(means)
+    return (d.dist_com / torch.minimum(d.dist_w, d.dist_h)).numpy()
+
+
+def rho(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """ρ = 4 Dist_com / (Dist_W Dist_H), per linear map."""
+    return commutativity(means).rho.numpy()
+
+
+def stitching_penalty(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Err(B_{>ℓ} ∘ A_{≤ℓ}) less the larger of A's and B's errors, points, per layer (Table 1)."""
+    ends = np.maximum(means["error"][..., :1], means["error"][..., -1:])
+    return 100 * (means["stitched_error"] - ends)
+
+
+def lemma1_ratio(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """max_α Err(θ_α) / 2ε with ε the larger of A's and B's errors: ``(…, 1)`` (Lemma 1)."""
+    ends = np.maximum(means["error"][..., :1], means["error"][..., -1:])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return means["error"].max(axis=-1, keepdims=True) / (2 * ends)
+
+
 # ---- the claims ---------------------------------------------------------------------------------
 
 LMC_ERROR = Claim(
@@ -160,6 +202,7 @@ LMC_ERROR = Claim(
     source="Def. 1",
     statement="the test error along the line between A and B is nearly constant",
     statistic=error_barrier,
+    judged="network",
     bound=1.5,
     at_most=True,
     unit="pp",
@@ -175,6 +218,7 @@ LMC_LOSS = Claim(
     source="Def. 1; Frankle et al. 2020",
     statement="the test loss along the line between A and B is nearly constant",
     statistic=loss_barrier,
+    judged="network",
     bound=0.05,
     at_most=True,
     unit="nats",
@@ -224,7 +268,7 @@ NOT_ALIGNED = Claim(
     unit="",
     reason=_ALIGNED_REASON,
     look_at="the learning rate and the number of steps: the pair has hardly moved apart",
-    layers="hidden",
+    judged="hidden",
 )
 
 NOT_ALIGNED_OUTPUT = replace(
@@ -232,7 +276,7 @@ NOT_ALIGNED_OUTPUT = replace(
     name="llfc-apart-output",
     statement="E[1 − cosine_{A,B}] is not close to 0 at the output",
     look_at="nothing: two accurate classifiers give logits of nearly one direction",
-    layers="output",
+    judged="output",
 )
 
 LLFC_COEF = Claim(
@@ -263,6 +307,106 @@ CO_OCCURRENCE = Claim(
     against_independent=True,
 )
 
+WEAK_ADDITIVITY = Claim(
+    name="additivity",
+    source="Def. 3, Fig. 5",
+    statement="E[Dist_σ] is negligible in every hidden layer",
+    statistic=weak_additivity,
+    bound=0.06,
+    at_most=True,
+    unit="",
+    reason=(
+        "Trial pairs of two data sets had 0.042 or less in every layer; pairs trained apart had "
+        "0.14 or more in their first."
+    ),
+    look_at="the layer marked: the share of units whose pre-activations differ in sign",
+    judged="hidden",
+)
+
+WEAK_ADDITIVITY_CO_OCCURRENCE = replace(
+    WEAK_ADDITIVITY,
+    name="additivity-co-occurrence",
+    source="Fig. 5",
+    statement="E[Dist_σ] of linked pairs is much smaller than that of independent pairs",
+    bound=3.0,
+    at_most=False,
+    unit="×",
+    reason="Trial pairs: 5 or more in every layer, least in the last hidden one.",
+    against_independent=True,
+)
+
+COMMUTATIVITY = Claim(
+    name="commutativity",
+    source="Def. 4, Fig. 7, 16-18",
+    statement="Dist_com is negligible compared with Dist_W and Dist_H, the smaller of them",
+    statistic=dist_com_share,
+    bound=1 / 3,
+    at_most=True,
+    unit="",
+    reason=(
+        "Between the 0.17 that trial pairs reached at most and the 0.67 that pairs trained apart "
+        "had at least, midway in ratio."
+    ),
+    look_at="ρ, which says how much of it is owed to small differences alone",
+    judged="linear",
+)
+
+COMMUTATIVITY_CO_OCCURRENCE = Claim(
+    name="commutativity-co-occurrence",
+    source="Fig. 19",
+    statement="Dist_com of linked pairs is negligible compared with that of independent pairs",
+    statistic=dist_com,
+    bound=8.0,
+    at_most=False,
+    unit="×",
+    reason="Trial pairs: 30 or more in every layer.",
+    look_at="Dist_W and Dist_H of both: Dist_com of unrelated modes is about Dist_H",
+    judged="linear",
+    against_independent=True,
+)
+
+COMMUTATIVITY_RHO = Claim(
+    name="commutativity-rho",
+    source="Def. 4, Fig. 7; not in the paper",
+    statement=(
+        "ρ = 4 Dist_com / (Dist_W Dist_H) is below the 1 of small differences without structure: "
+        "the modes commute better than for being close"
+    ),
+    statistic=rho,
+    bound=1.0,
+    at_most=True,
+    unit="",
+    reason="1 is the value for ΔW and ΔH unrelated to W, H and each other; unrelated modes have 2.",
+    look_at="the alignment of ΔW's rows with ΔH: above 1 they have grown towards each other",
+    judged="linear",
+)
+
+STITCHING = Claim(
+    name="stitching",
+    source="App. B.4, Table 1",
+    statement="B on top of A's features, at any layer, errs hardly more than A or B",
+    statistic=stitching_penalty,
+    bound=3.0,
+    at_most=True,
+    unit="pp",
+    reason="Trial pairs: 1.7 points or less; pairs trained apart, 65 points or more.",
+    look_at="the layer marked; early layers are stitched with the largest penalty",
+    judged="hidden",
+)
+
+LEMMA1 = Claim(
+    name="lemma1",
+    source="Lemma 1",
+    statement="Err(θ_α) ≤ 2ε for every α, ε the larger of A's and B's errors: their ratio",
+    statistic=lemma1_ratio,
+    bound=1.0,
+    at_most=True,
+    unit="",
+    reason="The lemma's own bound. ½ is a flat error.",
+    look_at="llfc-cosine at the output: the lemma speaks of pairs whose logits interpolate",
+    judged="network",
+)
+
 LMC = (LMC_ERROR, LMC_LOSS)
 LLFC = (
     LLFC_COSINE,
@@ -272,6 +416,10 @@ LLFC = (
     LLFC_COEF,
     CO_OCCURRENCE,
 )
+ADDITIVITY = (WEAK_ADDITIVITY, WEAK_ADDITIVITY_CO_OCCURRENCE)
+COMMUTATION = (COMMUTATIVITY, COMMUTATIVITY_CO_OCCURRENCE, COMMUTATIVITY_RHO)
+# Everything judged on pairs.
+ALL = (*LMC, *LLFC, *ADDITIVITY, *COMMUTATION, STITCHING, LEMMA1)
 
 # Below this mean over hidden layers of E[1 − cosine_{A,B}] a pair has hardly moved apart: three
 # times what shuffled steps do, a third of what trial pairs did.
@@ -299,13 +447,7 @@ def judge(
         raise ValueError(f"no pairs to judge {claim.name!r} on")
     against = independent if claim.against_independent else None
     e = estimate(pairs, claim.statistic, against, seed=seed)
-    names = pairs[0].layers
-    if len(e.value) == 1:
-        names, judged = ("network",), [0]
-    else:
-        judged = list(range(len(names)))[
-            {"all": slice(None), "hidden": slice(-1), "output": slice(-1, None)}[claim.layers]
-        ]
+    names, judged = _judged(claim, pairs[0])
     # The layer whose unfavourable end is worst decides; what is undefined is worse than anything.
     unfavourable = e.high if claim.at_most else -e.low
     worst = max(judged, key=lambda i: math.inf if np.isnan(e.value[i]) else unfavourable[i])
@@ -334,6 +476,21 @@ def judge(
     )
 
 
+def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], list[int]]:
+    """Names along the statistic's last axis, and the indices of those that are judged."""
+    if claim.judged == "network":
+        return ("network",), [0]
+    names = measurement.linear if claim.judged == "linear" else measurement.layers
+    indices = list(range(len(names)))
+    if claim.judged == "hidden":
+        indices = indices[:-1]
+    elif claim.judged == "output":
+        indices = indices[-1:]
+    if not indices:
+        raise ValueError(f"the network has no {claim.judged} layers to judge {claim.name!r} on")
+    return names, indices
+
+
 def vacuous(pairs: Sequence[Measurement]) -> str:
     """Why nothing can be learned from pairs, or an empty string if something can.
 
@@ -354,9 +511,10 @@ def vacuous(pairs: Sequence[Measurement]) -> str:
         error = float(max(means["error"][0, 0], means["error"][0, -1]))
         if error > (1 - ACCURATE) * guessing:
             return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
-        if m.undefined.max() > DEAD:
-            layer = m.layers[int(m.undefined.argmax())]
-            return f"{100 * m.undefined.max():.0f}% of the features of {layer} are zero"
+        dead = m.undefined["cosine"]
+        if dead.max() > DEAD:
+            layer = m.layers[int(dead.argmax())]
+            return f"{100 * dead.max():.0f}% of the images have no feature at {layer}"
     return ""
 
 

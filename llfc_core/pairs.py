@@ -80,7 +80,7 @@ def shuffled_difference(a: State, b: State, seed: int) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     moved = {}
-    for name, value in a.items():
+    for name, value in sorted(a.items()):  # state dicts come in any order
         order = torch.randperm(value.numel(), generator=generator)
         if value.is_floating_point():
             step = (b[name] - value).flatten()[order].reshape(value.shape)

@@ -11,7 +11,7 @@ from llfc_core import claims
 
 # Trained-apart pairs differ even more than linked ones: they are no control for "A and B differ".
 OF_CONNECTION = tuple(
-    c for c in claims.LMC + claims.LLFC if c not in (claims.NOT_ALIGNED, claims.NOT_ALIGNED_OUTPUT)
+    c for c in claims.ALL if c not in (claims.NOT_ALIGNED, claims.NOT_ALIGNED_OUTPUT)
 )
 
 
@@ -20,6 +20,6 @@ def test_independent(claim, assert_rejected):
     assert_rejected(claim, "independent")
 
 
-@pytest.mark.parametrize("claim", claims.LMC + claims.LLFC, ids=lambda c: c.name)
+@pytest.mark.parametrize("claim", claims.ALL, ids=lambda c: c.name)
 def test_shuffled(claim, assert_rejected):
     assert_rejected(claim, "shuffled")

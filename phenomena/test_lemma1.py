@@ -4,8 +4,8 @@
 
 By LLFC the logits of theta_alpha are those of the mixture, up to a factor c > 0 that moves no
 prediction, so this inequality is the whole lemma and it is about logits, not networks. It holds
-because the logits on which a label is correct form a convex set: where both networks are correct, so
-is every mixture, and a union bound does the rest. Hence ties:
+because the logits on which a label is correct form a convex set: where both networks are correct,
+so is every mixture, and a union bound does the rest. Hence ties:
 
 - any rule with a convex region keeps the lemma: "strictly largest" (half-spaces, open), "among the
   largest" (closed), and argmax with ties to the lowest index as numpy and torch document it (open

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from llfc_core.metrics.measure import Measurement
+from llfc_core.metrics.measurement import Measurement
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -30,11 +31,13 @@ class Estimate:
     high: np.ndarray
 
 
+@lru_cache(maxsize=256)  # every claim on a measurement asks for the same ones
 def resampled_means(measurement: Measurement, resamples: int, seed: int) -> Means:
     """Every number of a measurement averaged over images drawn anew ``resamples`` times.
 
     The arrays are `Measurement.values` with the axis of images gone and one of resamples in
-    front. The same images are drawn for all numbers, so ratios between them are kept.
+    front, and `Measurement.constants` with an axis of 1 there. The same images are drawn for all
+    numbers, so ratios between them are kept.
     """
     rng = np.random.default_rng(seed)
     n = measurement.n
@@ -47,7 +50,7 @@ def resampled_means(measurement: Measurement, resamples: int, seed: int) -> Mean
         with np.errstate(invalid="ignore"):
             mean = total / (counts @ defined.astype(np.float64).T)
         means[name] = mean.reshape(resamples, *values.shape[:-1])
-    return means
+    return means | {k: v[None] for k, v in measurement.constants.items()}
 
 
 def estimate(
@@ -69,9 +72,9 @@ def estimate(
         A second group of pairs: what is estimated is then the ratio of its mean to the first's.
     """
     rng = np.random.default_rng(seed)
-    point, draws = _group(measurements, statistic, resamples, rng)
+    point, draws = _group(measurements, statistic, resamples, seed, rng)
     if against is not None:
-        other_point, other_draws = _group(against, statistic, resamples, rng)
+        other_point, other_draws = _group(against, statistic, resamples, seed, rng)
         with np.errstate(divide="ignore", invalid="ignore"):
             point, draws = other_point / point, other_draws / draws
     tail = (1 - level) / 2
@@ -83,17 +86,16 @@ def _group(
     measurements: Sequence[Measurement],
     statistic: Statistic,
     resamples: int,
+    seed: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     if not measurements:
         raise ValueError("no pairs to judge")
     point = np.mean([statistic(m.means(), m.alphas)[0] for m in measurements], axis=0)
-    # (pairs, resamples, L): each pair under images drawn anew.
+    # (pairs, resamples, L): each pair under images drawn anew. Pairs share the seed, but each
+    # draw below takes resamples of its own from them.
     images = np.stack(
-        [
-            statistic(resampled_means(m, resamples, int(rng.integers(2**63))), m.alphas)
-            for m in measurements
-        ]
+        [statistic(resampled_means(m, resamples, seed), m.alphas) for m in measurements]
     )
     pairs = len(measurements)
     which = rng.integers(pairs, size=(resamples, pairs))

@@ -1,103 +1,35 @@
 """One streaming pass over the test set: all layers, all α, all that the claims ask for.
 
 Features live for one batch. What is kept is a few float64 numbers per image, layer and α, so that
-the claims can resample images. LMC and LLFC come from the same forward passes.
+the claims can resample images. Everything comes from the same forward passes: A, B, θ_α for each
+α, and B stitched onto A at each layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from llfc_core.features import Layer, Taps, flatten
+from llfc_core.metrics.commutativity import CommutativityAccumulator
 from llfc_core.metrics.llfc import Dots, coef, dot, one_minus_cos
+from llfc_core.metrics.measurement import Measurement
+from llfc_core.metrics.weak_additivity import dist_sigma, dist_sigma_histogram
 from llfc_core.numerics import ieee
 from llfc_core.pairs import ModePair, interpolate
 from llfc_core.training.engine import errors
 
 ALPHAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """Numbers of one pair, image by image.
-
-    Attributes
-    ----------
-    layers
-        Names of the L tapped layers, the network's output last.
-    alphas
-        The K values of α, with both ends.
-    values
-        float64 arrays whose last axis runs over the n images:
-
-        ``error`` (K, n)
-            1 where θ_α is wrong (ties count as wrong), else 0.
-        ``loss`` (K, n)
-            Cross-entropy of θ_α in nats.
-        ``one_minus_cos`` (L, K, n)
-            1 − cosine_α of the post-activations (Fig. 2); signed; NaN where a norm is zero.
-        ``coef`` (L, K, n)
-            coef_α (Appendix B.2); NaN where a norm is zero.
-        ``one_minus_cos_ab`` (L, n)
-            1 − cosine_{A,B}; NaN where a norm is zero.
-    distance
-        ‖θ_A − θ_B‖ / ‖θ_A‖ over parameters and buffers.
-    classes
-        The number of logits.
-    """
-
-    link: str
-    layers: tuple[str, ...]
-    alphas: tuple[float, ...]
-    values: dict[str, np.ndarray]
-    distance: float
-    classes: int
-
-    @property
-    def n(self) -> int:
-        """The number of images."""
-        return self.values["error"].shape[-1]
-
-    @cached_property
-    def undefined(self) -> np.ndarray:
-        """Share of (image, α) whose cosine a zero norm leaves undefined, per layer ``(L,)``."""
-        return np.isnan(self.values["one_minus_cos"]).mean(axis=(1, 2))
-
-    def means(self) -> dict[str, np.ndarray]:
-        """``values`` averaged over images where defined, with a leading axis of length 1."""
-        return {k: masked_mean(v)[None] for k, v in self.values.items()}
-
-    def summary(self) -> dict[str, Any]:
-        """JSON-able: mean and standard deviation over images of every number, and the counts."""
-        out: dict[str, Any] = {
-            "link": self.link,
-            "layers": list(self.layers),
-            "alphas": list(self.alphas),
-            "images": self.n,
-            "weight_distance": self.distance,
-            "undefined_cosines": self.undefined.tolist(),
-        }
-        for name, value in self.values.items():
-            mean = masked_mean(value)
-            spread = np.sqrt(masked_mean((value - mean[..., None]) ** 2))
-            out[name] = {"mean": mean.tolist(), "std": spread.tolist()}
-        return out
-
-
-def masked_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0.0).sum(axis=-1) / defined.sum(axis=-1)
+# From this many coordinates on, Dist_σ by histogram: within 0.5% of the maximum, and guaranteed so.
+HISTOGRAM_FROM = 4096
 
 
 def measure(
@@ -122,36 +54,40 @@ def measure(
     Raises
     ------
     ValueError
-        No images, an α outside [0, 1], or logits that are not finite.
+        No images, an α outside [0, 1], or a loss that is not finite.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"every α must lie in [0, 1], got {tuple(alphas)}")
     grid = tuple(sorted({0.0, 1.0, *map(float, alphas)}))
     device = torch.device(device)
-    module = pair.module.to(device)
-    a = {k: v.to(device) for k, v in pair.a.items()}
-    b = {k: v.to(device) for k, v in pair.b.items()}
     collected: list[dict[str, Tensor]] = []
-    taps: Taps | None = None
+    one_pass: _Pass | None = None
     with torch.no_grad(), ieee():
         for inputs, labels in batches:
             inputs, labels = inputs.to(device), labels.to(device)
-            if taps is None:
-                taps = Taps(module, inputs[:2], layers)
-                classes = taps.run(inputs[:2], lambda layer: None, a).shape[1]
-            collected.append(_measure_batch(taps, a, b, inputs, labels, grid))
-    if taps is None:
+            if one_pass is None:
+                one_pass = _Pass(pair, inputs[:2], layers, grid, device)
+            collected.append(one_pass.batch(inputs, labels))
+    if one_pass is None:
         raise ValueError("no images to measure on: the batches are empty")
-    values = {
-        name: torch.cat([batch[name] for batch in collected], dim=-1).numpy()
-        for name in collected[0]
-    }
+    values = {k: torch.cat([c[k] for c in collected], dim=-1).numpy() for k in collected[0]}
+    accumulators = one_pass.commutativity.values()
+    values["commutativity"] = _stack([a.per_image.T.cpu() for a in accumulators], (6, 0))
     if not np.isfinite(values["loss"]).all():
         raise ValueError("the loss is not finite somewhere on the line from B to A")
-    return Measurement(pair.link, taps.names, grid, values, weight_distance(a, b), classes)
+    return Measurement(
+        link=pair.link,
+        layers=one_pass.taps.names,
+        linear=tuple(one_pass.commutativity),
+        alphas=grid,
+        values=values,
+        constants={"weights": _stack([a.weight_sums.cpu() for a in accumulators], (3,))},
+        distance=weight_distance(one_pass.a, one_pass.b),
+        classes=one_pass.classes,
+    )
 
 
-def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def weight_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """‖θ_A − θ_B‖ / ‖θ_A‖, float64, over all floating-point entries."""
     moved = sum(
         float((a[k].double() - b[k].double()).square().sum()) for k in a if a[k].is_floating_point()
@@ -160,64 +96,172 @@ def weight_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return math.sqrt(moved / size) if size > 0 else math.inf
 
 
-def _measure_batch(
-    taps: Taps,
-    a: dict[str, Tensor],
-    b: dict[str, Tensor],
-    inputs: Tensor,
-    labels: Tensor,
-    grid: tuple[float, ...],
-) -> dict[str, Tensor]:
-    features_a, features_b = _collect(taps, inputs, a), _collect(taps, inputs, b)
-    ends = {
-        name: Dots(
-            dot(features_a[name], features_a[name]),
-            dot(features_a[name], features_b[name]),
-            dot(features_b[name], features_b[name]),
-        )
-        for name in taps.names
+@dataclass(eq=False)
+class _Features:
+    """One mode's features on one batch; ``post`` in the network's shapes, ``pre`` flattened.
+
+    ``inputs``: what goes into the linear maps after the first.
+    """
+
+    pre: dict[str, Tensor]
+    post: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    logits: Tensor
+
+
+class _Pass:
+    """The pair on its device, and what is measured of it batch by batch."""
+
+    def __init__(
+        self,
+        pair: ModePair,
+        example: Tensor,
+        layers: Sequence[str] | None,
+        grid: tuple[float, ...],
+        device: torch.device,
+    ) -> None:
+        self.module = pair.module.to(device)
+        self.a = {k: v.to(device) for k, v in pair.a.items()}
+        self.b = {k: v.to(device) for k, v in pair.b.items()}
+        self.grid = grid
+        self.taps = Taps(self.module, example)
+        if layers is not None:  # the output is always among them, and last
+            self.taps = Taps(self.module, example, [*layers, self.taps.names[-1]])
+        logits = self.taps.run(example, lambda layer: None, self.a)
+        if logits.dim() != 2:
+            raise ValueError(f"logits must be (n, classes), the output is {tuple(logits.shape)}")
+        self.classes = logits.shape[1]
+        self.cuts = [name for name in self.taps.names[:-1] if self._cuts(name, example)]
+        self.linear = _linear_modules(self.module, self.taps, example)
+        self.commutativity = {
+            name: CommutativityAccumulator(
+                module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
+            )
+            for name, module in self.linear.items()
+        }
+
+    def batch(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """All numbers of a batch, the last axis over its images; they leave the device once."""
+        a, b = self._collect(inputs, self.a), self._collect(inputs, self.b)
+        for name, accumulator in self.commutativity.items():
+            accumulator.update(a.inputs[name], b.inputs[name])
+        flat_a = {k: flatten(v) for k, v in a.post.items()}
+        flat_b = {k: flatten(v) for k, v in b.post.items()}
+        ends = {
+            k: Dots(dot(x, x), dot(x, flat_b[k]), dot(flat_b[k], flat_b[k]))
+            for k, x in flat_a.items()
+        }
+        logits, cosines, coefs = [], [], []
+        for alpha in self.grid:
+            at_alpha: dict[str, tuple[Tensor, Tensor]] = {}
+
+            def on_layer(
+                layer: Layer,
+                alpha: float = alpha,
+                at_alpha: dict[str, tuple[Tensor, Tensor]] = at_alpha,
+            ) -> None:
+                f, end = flatten(layer.post), ends[layer.name]
+                fa, fb = dot(f, flat_a[layer.name]), dot(f, flat_b[layer.name])
+                at_alpha[layer.name] = (
+                    one_minus_cos(end, fa, fb, dot(f, f), alpha),
+                    coef(end, fa, fb, alpha),
+                )
+
+            logits.append(self.taps.run(inputs, on_layer, interpolate(self.a, self.b, alpha)))
+            cosines.append(torch.stack([at_alpha[k][0] for k in self.taps.names]))
+            coefs.append(torch.stack([at_alpha[k][1] for k in self.taps.names]))
+        mixtures = [alpha * a.logits + (1 - alpha) * b.logits for alpha in self.grid]
+        losses = [F.cross_entropy(z.double(), labels, reduction="none") for z in logits]
+        numbers = {
+            "error": torch.stack([errors(z, labels) for z in logits]),
+            "mixture_error": torch.stack([errors(z, labels) for z in mixtures]),
+            "loss": torch.stack(losses),
+            "one_minus_cos": torch.stack(cosines, dim=1),
+            "coef": torch.stack(coefs, dim=1),
+            "one_minus_cos_ab": torch.stack([ends[k].one_minus_cos_ab() for k in self.taps.names]),
+            "dist_sigma": torch.stack([self._dist_sigma(k, a, b) for k in self.taps.names]),
+            "stitched_error": torch.stack(
+                [self._stitched_error(k, inputs, labels, a) for k in self.taps.names]
+            ),
+        }
+        return {k: v.double().cpu() for k, v in numbers.items()}
+
+    def _collect(self, inputs: Tensor, state: Mapping[str, Tensor]) -> _Features:
+        """The features of one mode: copies, for networks may write into them later."""
+        found = _Features({}, {}, {}, inputs)
+
+        def keep(layer: Layer) -> None:
+            found.post[layer.name] = layer.post.clone()
+            if layer.kind == "activation":
+                found.pre[layer.name] = flatten(layer.pre).clone()
+
+        with _inputs_of(self.linear, found.inputs):
+            found.logits = self.taps.run(inputs, keep, state)
+        return found
+
+    def _dist_sigma(self, name: str, a: _Features, b: _Features) -> Tensor:
+        if name not in a.pre:
+            return torch.full((len(a.logits),), torch.nan, device=a.logits.device)
+        x, y = a.pre[name], b.pre[name]
+        found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)
+        return found.distance.masked_fill(found.undefined, torch.nan)
+
+    def _stitched_error(self, name: str, inputs: Tensor, labels: Tensor, a: _Features) -> Tensor:
+        """Errors of B_{>ℓ} ∘ A_{≤ℓ} (Appendix B.4)."""
+        if name not in self.cuts:
+            return torch.full((len(labels),), torch.nan, device=labels.device)
+
+        def substitute(layer: Layer) -> Tensor | None:
+            return a.post[name].clone() if layer.name == name else None
+
+        return errors(self.taps.run(inputs, substitute, self.b), labels).double()
+
+    def _cuts(self, name: str, example: Tensor) -> bool:
+        """Whether a layer cuts the network in two, so that stitching there is defined."""
+        try:
+            self.taps.stitch(example, name, self.a, self.b)
+        except ValueError:
+            return False
+        return True
+
+
+def _linear_modules(
+    module: nn.Module, taps: Taps, example: Tensor
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The linear maps in order of execution, without the first: its inputs are the data.
+
+    There ΔH = 0 and commutativity holds by itself, so the paper leaves it out.
+    """
+    candidates = {
+        name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
     }
-    per_alpha = []
-    for alpha in grid:
-        cosines: dict[str, Tensor] = {}
-        coefs: dict[str, Tensor] = {}
-
-        def on_layer(
-            layer: Layer,
-            alpha: float = alpha,
-            cosines: dict[str, Tensor] = cosines,
-            coefs: dict[str, Tensor] = coefs,
-        ) -> None:
-            f, name = flatten(layer.post), layer.name
-            fa, fb = dot(f, features_a[name]), dot(f, features_b[name])
-            ff = dot(f, f)
-            cosines[name] = one_minus_cos(ends[name], fa, fb, ff, alpha)
-            coefs[name] = coef(ends[name], fa, fb, alpha)
-
-        logits = taps.run(inputs, on_layer, interpolate(a, b, alpha))
-        per_alpha.append((logits, cosines, coefs))
-    # Numbers leave the device once a batch.
-    return {
-        "error": torch.stack([errors(z, labels) for z, _, _ in per_alpha]).double().cpu(),
-        "loss": torch.stack(
-            [F.cross_entropy(z.double(), labels, reduction="none") for z, _, _ in per_alpha]
-        ).cpu(),
-        "one_minus_cos": _by_layer(taps.names, [c for _, c, _ in per_alpha]),
-        "coef": _by_layer(taps.names, [c for _, _, c in per_alpha]),
-        "one_minus_cos_ab": torch.stack([ends[n].one_minus_cos_ab() for n in taps.names]).cpu(),
-    }
+    ran: dict[str, Tensor] = {}
+    with _inputs_of(candidates, ran):
+        taps.run(example, lambda layer: None)
+    return {name: candidates[name] for name in list(ran)[1:]}
 
 
-def _by_layer(names: Sequence[str], per_alpha: Sequence[dict[str, Tensor]]) -> Tensor:
-    return torch.stack([torch.stack([c[name] for c in per_alpha]) for name in names]).cpu()
+@contextmanager
+def _inputs_of(modules: Mapping[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
+    """Within, the input of each module's first call is put into ``found``."""
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if name not in found:
+                found[name] = args[0].clone()
+
+        return keep
+
+    handles = [m.register_forward_pre_hook(hook(name)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _collect(taps: Taps, inputs: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The post-activations ``(n, d)`` of every layer: copies, for networks work in place."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(layer: Layer) -> None:
-        kept[layer.name] = flatten(layer.post).clone()
-
-    taps.run(inputs, keep, state)
-    return kept
+def _stack(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> np.ndarray:
+    """Stacked along a first axis; an empty array of that shape if there are none."""
+    if not tensors:
+        return np.empty((0, *shape))
+    return torch.stack(list(tensors)).double().numpy()

@@ -22,7 +22,7 @@ _global_generator = threading.Lock()
 
 @dataclass(frozen=True)
 class Net:
-    """An architecture: a name in `NETS` and the widths it takes, e.g. ``Net("mlp", (512,) * 3)``."""
+    """An architecture: a name in `NETS` and its widths, e.g. ``Net("mlp", (512, 512, 512))``."""
 
     name: str
     widths: tuple[int, ...]

@@ -21,14 +21,15 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
         if v["control"]:
             controls.setdefault((v["setting"], v["claim"]), []).append(v)
     for key in sorted(claims.keys() | controls.keys()):
-        v = claims.get(key)
+        verdict = claims.get(key)
         checked = sorted(controls.get(key, []), key=lambda c: c["control"])
         beside = ", ".join(
             f"{c['control']} {_number(c['value'])} {_control_word(c)}" for c in checked
         )
-        if v is None:
+        if verdict is None:
             rows.append((key[1], key[0], "", "", "", "", beside, "not run"))
             continue
+        v = verdict
         sign = "≤" if v["at_most"] else "≥"
         rows.append(
             (

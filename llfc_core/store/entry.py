@@ -69,9 +69,11 @@ def read_entry(directory: Path) -> Entry:
         if _seal(content) != seal:
             raise CorruptEntry(f"{directory / name}: not the bytes that the manifest names")
         try:
-            groups[name.removesuffix(SUFFIX)] = safetensors.torch.load(content)
+            tensors = safetensors.torch.load(content)
         except (SafetensorError, ValueError, KeyError) as error:
             raise CorruptEntry(f"{directory / name}: not a safetensors file ({error})") from error
+        # safetensors gives them in any order; sums over them should always run in one.
+        groups[name.removesuffix(SUFFIX)] = dict(sorted(tensors.items()))
     return Entry(groups, facts)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -117,8 +118,8 @@ def train(
                 f"the training loss of {recipes[0].label()} is not finite in epoch {epoch + 1}; "
                 f"nothing was kept. Lower the learning rate ({along.optimiser.lr:g})."
             )
-        on_epoch(lambda: stack.states(step)[:count])
-    return stack.states(step)[:count]
+        on_epoch(partial(stack.states, step, count))
+    return stack.states(step, count)
 
 
 def evaluate(
@@ -218,6 +219,7 @@ class _Stack:
         self.device, self.slots = device, len(starts)
         self.bf16 = recipe.precision == "bfloat16"
         self.module = build(recipe.net, dataset.shape, dataset.classes).to(device)
+        self.parameters: dict[str, Tensor]
         if self.slots == 1:
             self.module.load_state_dict(starts[0].model)
             self.parameters = dict(self.module.named_parameters())
@@ -255,7 +257,8 @@ class _Stack:
         logits = torch.func.functional_call(self.module, (parameters, buffers), (x,))
         return F.cross_entropy(logits, y)
 
-    def states(self, step: int) -> list[TrainingState]:
+    def states(self, step: int, count: int) -> list[TrainingState]:
+        """Copies of the first ``count`` slots' states, on the CPU."""
         model = {k: v.detach() for k, v in {**self.parameters, **self.buffers}.items()}
         optimiser = {
             f"{field}.{name}": value
@@ -265,7 +268,7 @@ class _Stack:
         }
         return [
             TrainingState(step, self._slot(model, i), self._slot(optimiser, i))
-            for i in range(self.slots)
+            for i in range(count)
         ]
 
     def _slot(self, tensors: dict[str, Tensor], i: int) -> dict[str, Tensor]:

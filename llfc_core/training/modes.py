@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llfc_core.data import Dataset
 from llfc_core.machine import cores, device_name

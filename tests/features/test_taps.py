@@ -242,7 +242,7 @@ class Named(nn.Module):
         self.part = nn.Sequential(nn.Linear(3, 3), nn.Identity())
         self.act = nn.ReLU()
         self.block = Block()
-        self.half = Half()
+        self.outer = Outer()
         self.leaf = Leaf()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class Named(nn.Module):
         x = torch.tanh(torch.tanh(x))  # acts on an activation's output, in no submodule
         x = torch.relu(self.part(x))  # returned by part.0, part.1 and part: the first
         x = self.act(x + 1)  # a functional sum in the root, by a module
-        x = self.half(x)
+        x = self.outer(x)
         x = self.leaf(x)
         return self.block(x)
 
@@ -269,7 +269,7 @@ class Block(nn.Module):
         return self.prelu(self.swish(h) + x)
 
 
-class Half(nn.Module):
+class Outer(nn.Module):
     """Without weights, but more than an activation."""
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ class Swish(nn.Module):
 def test_the_naming_rule() -> None:
     taps = Taps(Named(), torch.randn(5, 3))
     assert taps.names == (
-        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act", "half", "leaf", "block", "block#2"),
+        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act", "outer", "leaf", "block", "block#2"),
     )  # the output is block#2's: one layer, not two
 
 

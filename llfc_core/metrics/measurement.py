@@ -1,0 +1,116 @@
+"""What is known of one pair: numbers per image, layer and α, and their averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Numbers of one pair, image by image.
+
+    Attributes
+    ----------
+    link
+        As in `ModePair`.
+    layers
+        Names of the L tapped layers, the network's output last.
+    linear
+        Names of the M linear maps W⁽ℓ⁾ after the first (linear layers and convolutions).
+    alphas
+        The K values of α, with both ends; α = 1 is A.
+    values
+        float64 arrays whose last axis runs over the n images:
+
+        ``error``, ``mixture_error`` (K, n)
+            1 where θ_α, or the mixture αf(θ_A) + (1−α)f(θ_B) of logits, is wrong (ties count as
+            wrong), else 0.
+        ``loss`` (K, n)
+            Cross-entropy of θ_α in nats.
+        ``one_minus_cos`` (L, K, n)
+            1 − cosine_α of the post-activations (Fig. 2); signed; NaN where a norm is zero.
+        ``coef`` (L, K, n)
+            coef_α (Appendix B.2); NaN where the interpolated feature is zero.
+        ``one_minus_cos_ab`` (L, n)
+            1 − cosine_{A,B}; NaN where a norm is zero.
+        ``dist_sigma`` (L, n)
+            Dist_σ of the pre-activations, the maximum over all of [0, 1] (Fig. 5); NaN where it is
+            undefined, and for the output, which no activation follows.
+        ``stitched_error`` (L, n)
+            1 where B after the layer on A's features is wrong (Table 1); NaN where the layer does
+            not cut the network in two, and for the output.
+        ``commutativity`` (M, 6, n)
+            The sums behind Dist_com and Dist_H (`llfc_core.metrics.commutativity.SUMS`).
+    constants
+        float64 arrays that do not depend on images: ``weights`` (M, 3), the sums behind Dist_W.
+    distance
+        ‖θ_A − θ_B‖ / ‖θ_A‖ over parameters and buffers.
+    classes
+        The number of logits.
+    """
+
+    link: str
+    layers: tuple[str, ...]
+    linear: tuple[str, ...]
+    alphas: tuple[float, ...]
+    values: dict[str, np.ndarray]
+    constants: dict[str, np.ndarray]
+    distance: float
+    classes: int
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return self.values["error"].shape[-1]
+
+    @cached_property
+    def undefined(self) -> dict[str, np.ndarray]:
+        """Per layer ``(L,)``, the share of images that a zero norm leaves without a number.
+
+        ``cosine``: for any α. ``dist_sigma``: 1 too where the layer has no activation.
+        """
+        return {
+            "cosine": np.isnan(self.values["one_minus_cos"]).any(axis=1).mean(axis=-1),
+            "dist_sigma": np.isnan(self.values["dist_sigma"]).mean(axis=-1),
+        }
+
+    def means(self) -> dict[str, np.ndarray]:
+        """``values`` averaged over images where defined, and ``constants``; a leading axis of 1."""
+        means = {k: masked_mean(v)[None] for k, v in self.values.items()}
+        return means | {k: v[None] for k, v in self.constants.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-able: mean and standard deviation over images of every number, and the counts."""
+        out: dict[str, Any] = {
+            "link": self.link,
+            "layers": list(self.layers),
+            "linear": list(self.linear),
+            "alphas": list(self.alphas),
+            "images": self.n,
+            "weight_distance": self.distance,
+            "undefined": {k: v.tolist() for k, v in self.undefined.items()},
+            **{k: v.tolist() for k, v in self.constants.items()},
+        }
+        for name, value in self.values.items():
+            mean = masked_mean(value)
+            spread = np.sqrt(masked_mean((value - mean[..., None]) ** 2))
+            out[name] = {"mean": _jsonable(mean), "std": _jsonable(spread)}
+        return out
+
+
+def masked_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(axis=-1) / defined.sum(axis=-1)
+
+
+def _jsonable(array: np.ndarray) -> Any:
+    """Nested lists with None for NaN, which JSON has no word for."""
+    boxed = array.astype(object)
+    boxed[np.isnan(array)] = None
+    return boxed.tolist()
