@@ -29,20 +29,23 @@ def main(arguments: list[str] | None = None) -> int:
         if options.remove:
             return _remove(store, options.remove)
         return _list(store, verify=options.verify)
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def _list(store: Store, verify: bool) -> int:
     corrupt, total = 0, 0
-    print(f"{store.root}: {len(store.keys())} modes")
-    for key in store.keys():
+    keys = store.keys()
+    print(f"{store.root}: {len(keys)} modes")
+    for key in keys:
         path = store.path(key)
         size = sum(p.stat().st_size for p in path.iterdir())
         total += size
         try:
             facts = read_entry(path).facts if verify else read_manifest(path)[0]
+            if facts.get("key") != key:
+                raise CorruptEntry(f"{path}: it is another mode's entry")
             state = "intact" if verify else ""
             print(f"{key[:12]}  {_describe(facts)}  {size / 1e6:7.1f} MB  {_age(facts)}  {state}")
         except CorruptEntry as error:
@@ -53,14 +56,16 @@ def _list(store: Store, verify: bool) -> int:
 
 
 def _remove(store: Store, prefixes: list[str]) -> int:
+    chosen: dict[str, None] = {}
     for prefix in prefixes:
         keys = [k for k in store.keys() if prefix == "all" or k.startswith(prefix)]
         if not keys or (len(keys) > 1 and prefix != "all"):
             print(f"{prefix}: {len(keys)} modes have such a key; nothing removed", file=sys.stderr)
             return 2
-        for key in keys:
-            store.remove(key)
-            print(f"removed {key[:12]}")
+        chosen.update(dict.fromkeys(keys))
+    for key in chosen:
+        store.remove(key)
+        print(f"removed {key[:12]}")
     return 0
 
 

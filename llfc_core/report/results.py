@@ -12,6 +12,7 @@ def write_results(
     path: Path,
     header: Mapping[str, Any],
     evidence: Mapping[str, Mapping[str, Any]],
+    numbers: Mapping[str, Mapping[str, Any]],
     verdicts: Sequence[Mapping[str, Any]],
     skipped: Iterable[str],
 ) -> None:
@@ -26,6 +27,7 @@ def write_results(
         **header,
         "verdicts": sorted(verdicts, key=lambda v: v["test"]),
         "settings": [evidence[key] for key in sorted(evidence)],
+        "numbers": dict(numbers),
         "skipped": sorted(skipped),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,12 @@ file shows, before a tensor file is parsed. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from torch import Tensor
 
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
+
+# What a damaged entry can answer to a read. Other errors (no permission, too many open files) say
+# nothing about it.
+_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO}
 
 
 class CorruptEntry(RuntimeError):
@@ -61,6 +67,8 @@ def read_entry(directory: Path) -> Entry:
     ------
     CorruptEntry
         A file is missing, foreign, changed, or no safetensors file.
+    OSError
+        It cannot be read for a reason that is not its own, e.g. a lack of permission.
     """
     facts, files = read_manifest(directory)
     groups = {}
@@ -84,18 +92,25 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     ------
     CorruptEntry
         The manifest is missing or not as it was written, or the directory has other files.
+    OSError
+        As `read_entry`.
     """
     path = directory / MANIFEST
     content = _read(path)
     try:
         manifest = json.loads(content)
         facts, files = manifest["facts"], manifest["files"]
-        intact = _manifest(files, facts) == content
+        intact = (
+            isinstance(facts, dict)
+            and isinstance(files, dict)
+            and _manifest(files, facts) == content
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise CorruptEntry(f"{path}: not as it was written")
-    present = {p.name for p in directory.iterdir()} - {MANIFEST}
+    with _reading(directory):
+        present = {p.name for p in directory.iterdir()} - {MANIFEST}
     if present != set(files):
         raise CorruptEntry(
             f"{directory}: should hold {sorted(files)} beside its manifest, holds {sorted(present)}"
@@ -132,7 +147,15 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with _reading(path):
         return path.read_bytes()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
+        if error.errno not in _DAMAGED:
+            raise
         raise CorruptEntry(f"{path}: cannot be read ({error.strerror})") from error

@@ -41,7 +41,13 @@ class Store:
     # ---- finished entries -------------------------------------------------------------------
 
     def get(self, key: str) -> Entry | None:
-        """The entry of a key, checked, or None. A corrupt one is quarantined with a warning."""
+        """The entry of a key, checked, or None. A corrupt one is quarantined with a warning.
+
+        Raises
+        ------
+        StoreError
+            It cannot be read, or a corrupt one cannot be moved away.
+        """
         return self._get(self.root / "modes" / key)
 
     def put(self, key: str, entry: Entry) -> None:
@@ -70,8 +76,9 @@ class Store:
             if target.exists():
                 # Out of the way in one step first, so that nobody reads half an entry.
                 trash = self._temporary()
-                target.rename(trash)
-                shutil.rmtree(trash)
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    target.rename(trash)
+                shutil.rmtree(trash, ignore_errors=True)
         self.drop_checkpoints(key)
 
     # ---- checkpoints ------------------------------------------------------------------------
@@ -149,15 +156,16 @@ class Store:
         warnings.warn(f"{reason}. Moved to {target}", RuntimeWarning, stacklevel=2)
 
     def _get(self, path: Path) -> Entry | None:
-        if not path.exists():
-            return None
-        try:
-            return read_entry(path)
-        except CorruptEntry as error:
-            # Between the look and the read it may have been removed or put aside by another.
-            if path.exists():
-                self.quarantine(path, str(error))
-            return None
+        with self._changing("read from"):
+            if not path.exists():
+                return None
+            try:
+                return read_entry(path)
+            except CorruptEntry as error:
+                # Between the look and the read it may have been removed or put aside by another.
+                if path.exists():
+                    self.quarantine(path, str(error))
+                return None
 
     def _publish(self, target: Path, entry: Entry) -> None:
         with self._changing("write to"):
@@ -172,7 +180,9 @@ class Store:
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-                sync_directory(target.parent)
+                # The entry is whole and in place. At worst its name is lost in a power cut.
+                with contextlib.suppress(OSError):
+                    sync_directory(target.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -183,9 +193,12 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what killed processes of this machine were writing."""
-        for path in (self.root / "tmp").glob(f"{socket.gethostname()}-*"):
-            pid = path.name.rsplit("-", 2)[1]
-            if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
+        for path in (self.root / "tmp").glob(f"{socket.gethostname()}-*-*"):
+            host, pid, _ = path.name.rsplit("-", 2)
+            # Of this machine: another's name may begin with this one's, as node-1 with node.
+            if host != socket.gethostname() or not pid.isdecimal():
+                continue
+            if int(pid) != os.getpid() and not _alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -205,10 +218,12 @@ class Store:
             return sorted(p.name for p in folder.iterdir() if p.is_dir())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StoreError(f"cannot read {folder}: {error.strerror}") from error
 
     @classmethod
     def _steps(cls, folder: Path) -> list[int]:
-        return sorted(int(name) for name in cls._names(folder) if name.isdigit())
+        return sorted(int(name) for name in cls._names(folder) if name.isdecimal())
 
 
 def _alive(pid: int) -> bool:

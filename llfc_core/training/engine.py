@@ -113,9 +113,11 @@ def train(
             step += 1
             on_step()
         # One look an epoch: a look a step would make a GPU wait for the host each time.
-        if not bool(torch.isfinite(total).all()):
+        finite = torch.isfinite(total)
+        if not bool(finite.all()):
+            failed = recipes[int((~finite).nonzero()[0])]
             raise TrainingFailed(
-                f"the training loss of {recipes[0].label()} is not finite in epoch {epoch + 1}; "
+                f"the training loss of {failed.label()} is not finite in epoch {epoch + 1}; "
                 f"nothing was kept. Lower the learning rate ({along.optimiser.lr:g})."
             )
         on_epoch(partial(stack.states, step, count))

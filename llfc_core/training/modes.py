@@ -189,6 +189,9 @@ class _Fleet:
         n = len(self.dataset.train.labels)
         steps = sum(last - first for first, last in (r.span(n) for r in lacking))
         self.display = progress(steps, len(lacking)) if progress else None
+        # Asked for here, this thread's number is settled before the workers choose theirs, which
+        # would otherwise become the number of every thread that has not computed yet.
+        intra_operation = torch.get_num_threads()
         threads = [
             threading.Thread(target=self._work, name=f"training-{i}", daemon=True)
             for i in range(min(workers, len(lacking)))
@@ -204,8 +207,10 @@ class _Fleet:
         except BaseException as interrupt:
             self._fail(interrupt)
             for thread in threads:
-                thread.join()
+                if thread.is_alive():  # it may not have been started
+                    thread.join()
         finally:
+            torch.set_num_threads(intra_operation)
             if self.display:
                 self.display.close()
         if self.failure is not None:
@@ -254,7 +259,7 @@ class _Fleet:
             elsewhere = [
                 r for r in self.recipes if self.key(r) not in self.modes.keys() | self.taken
             ]
-        elsewhere = [r for r in elsewhere if not self._found(r)]
+        elsewhere = [r for r in elsewhere if not self._stored(r, elsewhere=True)]
         with self.changed:
             if elsewhere and self.display:
                 recipe = elsewhere[0]
@@ -289,44 +294,43 @@ class _Fleet:
                 self.taken.add(key)
             mine = locks.enter_context(self.store.try_lock(key))
             # Whoever held the lock before may have finished it.
-            if mine and not self._found(recipe):
+            if mine and not self._stored(recipe, elsewhere=True):
                 stack.append(recipe)
             else:
                 with self.changed:
                     self.taken.discard(key)
         return stack
 
-    def _stored(self, recipe: Recipe) -> bool:
-        """Whether the mode is in the store, checked; then it is in ``modes`` too."""
+    def _stored(self, recipe: Recipe, *, elsewhere: bool = False) -> bool:
+        """Whether the mode is in the store, checked; then it is in ``modes`` too.
+
+        ``elsewhere`` says that only another process can have trained it: its steps then count.
+        """
         key = self.key(recipe)
         if key in self.modes:
             return True
         entry = self.store.get(key)
         if entry is None:
             return False
-        if self.retrain_before is not None and entry.facts["finished"] < self.retrain_before:
-            self.store.remove(key)
-            return False
         problem = self._problem(recipe, entry)
         if problem:
             self.store.quarantine(self.store.path(key), f"{self.store.path(key)}: {problem}")
             return False
+        if self.retrain_before is not None and entry.facts["finished"] < self.retrain_before:
+            self.store.remove(key)
+            return False
         with self.changed:
-            self.modes[key] = Mode(recipe, key, entry.groups["weights"], entry.facts)
-        return True
-
-    def _found(self, recipe: Recipe) -> bool:
-        """Whether another process has finished the mode; its steps then count as done."""
-        found = self._stored(recipe)
-        if found and self.display:
+            new = key not in self.modes  # several threads may be waiting for it
+            self.modes.setdefault(key, Mode(recipe, key, entry.groups["weights"], entry.facts))
+        if new and elsewhere and self.display:
             first, last = recipe.span(len(self.dataset.train.labels))
             self.display.advance(last - first)
-        return found
+        return True
 
     def _problem(self, recipe: Recipe, entry: Entry) -> str | None:
         """What keeps an intact entry from being this recipe's mode, or None."""
-        if entry.facts.get("recipe") != recipe.to_dict():
-            return "the manifest is of another recipe"
+        if entry.facts.get("key") != self.key(recipe):
+            return "it is another mode's entry"
         with torch.device("meta"):
             expected = build(recipe.net, self.dataset.shape, self.dataset.classes).state_dict()
         weights = entry.groups.get("weights", {})
@@ -371,13 +375,19 @@ class _Fleet:
             self.display.advance(skipped)
         states = train(stack, self.dataset, starts, self.device, on_step=on_step, on_epoch=on_epoch)
         seconds = (time.monotonic() - began) / len(stack)
+        failure = None
         for recipe, state in zip(stack, states, strict=True):
-            self._publish(recipe, state, seconds)
+            try:
+                self._publish(recipe, state, seconds)
+            except TrainingFailed as error:  # of this mode; the others of the stack are kept
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _start(self, recipe: Recipe) -> TrainingState:
         """A checkpoint, else the parent's end, else θ⁽⁰⁾."""
         entry = self.store.get_checkpoint(self.key(recipe))
-        if entry is not None and entry.facts.get("recipe") == recipe.to_dict():
+        if entry is not None and entry.facts.get("key") == self.key(recipe):
             return _state(entry)
         if recipe.parent is not None:
             parent = self.store.get(self.key(recipe.parent))
@@ -428,7 +438,13 @@ class _Fleet:
         if recipe.stop is not None or not facts:
             groups["optimiser"] = state.optimiser
         parent = None if recipe.parent is None else self.key(recipe.parent)
-        facts = {"recipe": recipe.to_dict(), "parent": parent, "step": state.step, **facts}
+        facts = {
+            "key": self.key(recipe),
+            "recipe": recipe.to_dict(),
+            "parent": parent,
+            "step": state.step,
+            **facts,
+        }
         return Entry(groups, facts)
 
 

@@ -64,7 +64,8 @@ class Progress:
             done, note = self.done, self.note
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._bar.n)
+            if not self._bar.update(done - self._bar.n):
+                self._bar.refresh()  # the clock and the note go on where the steps do not
             return
         now = time.monotonic()
         if now - self._said >= self.every:

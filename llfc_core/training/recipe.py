@@ -64,6 +64,8 @@ class Optimiser:
             raise ValueError(f"optimiser must be 'adam' or 'sgd', got {self.name!r}")
         if not self.lr > 0:
             raise ValueError(f"learning rate must be positive, got {self.lr}")
+        _make_floats(self, "lr", "momentum", "weight_decay", "eps")
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
 
     def build(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
         # Fused: one pass over parameters, gradients and moments (1.25x a step on a CPU).
@@ -103,6 +105,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in ("constant", "step", "cosine"):
             raise ValueError(f"schedule must be constant, step or cosine, got {self.name!r}")
+        _make_floats(self, "warmup_from", "gamma")
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         warm = self.warmup * steps_per_epoch
@@ -152,6 +155,9 @@ class Recipe:
             raise ValueError(
                 f"need epochs ≥ 0 and batch_size ≥ 1: {self.epochs}, {self.batch_size}"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+        _make_floats(self, "max_test_error")
         if self.parent is not None:
             if self.parent.stop is None:
                 raise ValueError("a parent must say where it stops: that is the spawning point")
@@ -213,6 +219,12 @@ def spawn(base: Recipe, at: Point, children: list[Seeds]) -> list[Recipe]:
         replace(base, seeds=replace(seeds, init=base.seeds.init), parent=parent)
         for seeds in children
     ]
+
+
+def _make_floats(instance: object, *names: str) -> None:
+    """Of frozen fields: 1 and 1.0 are equal, but not in JSON, and equal recipes share a key."""
+    for name in names:
+        object.__setattr__(instance, name, float(getattr(instance, name)))
 
 
 def derive_seed(*parts: object) -> int:

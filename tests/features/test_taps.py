@@ -354,7 +354,7 @@ def test_submodules_can_be_asked_for() -> None:
     assert torch.equal(seen["part"][0], seen["part"][1])
     assert torch.equal(seen["block"][1], everything["block"][1])
     with torch.no_grad():  # not what `h += x` made of it
-        expected = net.block.bn.eval()(everything["act"][1])
+        expected = net.block.bn.eval()(everything["leaf"][1])
     torch.testing.assert_close(seen["block.bn"][1], expected)
 
 

@@ -193,7 +193,7 @@ def test_ends_are_zero_by_definition() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(pairs(max_d=6, kinds=("dense", "sparse", "negative", "integers")))
 def test_undefined_iff_interpolation_is_nowhere_positive(pair: Pair) -> None:
     """In rationals: some α ∈ (0, 1) with αa + (1−α)b ≤ 0 throughout, and some sign disagrees."""
@@ -213,7 +213,7 @@ def test_undefined_iff_interpolation_is_nowhere_positive(pair: Pair) -> None:
 # ------------------------------------------------------------------------- it is the exact maximum
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(pairs())
 def test_attained_and_never_exceeded(pair: Pair) -> None:
     a, b = pair
@@ -344,7 +344,7 @@ def test_range_of_float64(s: float, t: float) -> None:
 # --------------------------------------------------------------------------------------- histogram
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(pairs(max_d=80), st.sampled_from([2, 7, 64, 128]))
 def test_histogram_brackets_the_maximum(pair: Pair, bins: int) -> None:
     exact = dist_sigma(*pair).distance

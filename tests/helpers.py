@@ -1,0 +1,249 @@
+"""What several tests share: a tiny data set and recipe, comparisons, child processes, bad disks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from llfc_core.data import Dataset, Split
+from llfc_core.nets import Net
+from llfc_core.store import Store
+from llfc_core.training import Optimiser, Recipe, Seeds, ensure
+from llfc_core.training import modes as modes_module
+
+# ---- data and recipes -------------------------------------------------------------------------
+
+
+def tiny_dataset(n_train: int = 300, n_test: int = 120, classes: int = 4) -> Dataset:
+    """8x8 images: one random pattern a class under noise. An MLP learns it in a few epochs."""
+    generator = torch.Generator().manual_seed(7)
+    patterns = torch.randint(40, 216, (classes, 1, 8, 8), generator=generator)
+
+    def split(n: int) -> Split:
+        labels = torch.randint(classes, (n,), generator=generator)
+        noise = torch.randint(-40, 41, (n, 1, 8, 8), generator=generator)
+        return Split((patterns[labels] + noise).clamp(0, 255).byte(), labels)
+
+    return Dataset("tiny", split(n_train), split(n_test), classes, (0.5,), (0.25,))
+
+
+def tiny_recipe(seed: int = 0, **changes: Any) -> Recipe:
+    """Three epochs of ten steps, the last of which is smaller; a few milliseconds."""
+    arguments: dict[str, Any] = {
+        "net": Net("mlp", (16, 12)),
+        "data": "tiny",
+        "epochs": 3,
+        "batch_size": 32,
+        "optimiser": Optimiser("adam", lr=3e-3),
+        "seeds": Seeds(seed, seed, seed),
+    }
+    return Recipe(**(arguments | changes))
+
+
+# ---- comparisons ------------------------------------------------------------------------------
+
+
+def identical(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Same names, types, shapes and bits."""
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype
+        and a[k].shape == b[k].shape
+        and a[k].contiguous().numpy().tobytes() == b[k].contiguous().numpy().tobytes()
+        for k in a
+    )
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """All files below ``root`` but locks, by relative path."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.relative_to(root).parts[0] != "locks"
+    }
+
+
+def quarantined(store: Store) -> list[Path]:
+    folder = store.root / "quarantine"
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+# ---- bad disks --------------------------------------------------------------------------------
+
+
+class _File:
+    """A file that reports its writes, in the middle of each."""
+
+    def __init__(self, file: Any, report: Callable[[str], None]) -> None:
+        self._file, self._report = file, report
+
+    def write(self, data: Any) -> int:
+        half = len(data) // 2
+        self._file.write(data[:half])
+        self._file.flush()
+        self._report("write")
+        self._file.write(data[half:])
+        return len(data)
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@contextlib.contextmanager
+def intercepted(report: Callable[[str], None]) -> Iterator[None]:
+    """Call ``report(what)`` before each call that changes the file system, but for removals.
+
+    ``what`` is mkdir, open, write (half of it is then written), fsync or rename. It may raise.
+    """
+
+    def before(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("dir_fd") is None:  # shutil.rmtree walks with dir_fd
+                report(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    plain_open = io.open
+
+    def open_file(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not set(mode) & set("wxa+"):
+            return plain_open(path, mode, *args, **kwargs)
+        report("open")
+        return _File(plain_open(path, mode, *args, **kwargs), report)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("mkdir", "open", "fsync", "rename"):
+            stack.enter_context(mock.patch.object(os, name, before(name, getattr(os, name))))
+        stack.enter_context(mock.patch.object(io, "open", open_file))
+        yield
+
+
+# ---- child processes --------------------------------------------------------------------------
+
+# Children are forked from a process that has imported torch and never computed with it: safe, and
+# 2 s cheaper than a new interpreter each.
+_context = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+if _context is not None:
+    _context.set_forkserver_preload(["torch._dynamo", "llfc_core.training", "tests.helpers"])
+
+
+def start(function: Callable[..., None], *args: Any) -> BaseProcess:
+    """Run an importable function in a process of its own."""
+    assert _context is not None
+    process = _context.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, within: float = 120.0) -> int:
+    """The exit status, negative for a signal; a process that hangs is killed and reported."""
+    process.join(within)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"{process} did not end within {within} s")
+    return process.exitcode
+
+
+class Silent:
+    """Stands for a `Progress`; calls ``on_advance`` with the steps done so far."""
+
+    def __init__(self, on_advance: Callable[[int], None] = lambda done: None) -> None:
+        self.done, self.notes, self.on_advance = 0, set[str](), on_advance
+
+    def advance(self, steps: int) -> None:
+        self.done += steps
+        self.on_advance(self.done)
+
+    def waiting(self, for_what: str) -> None:
+        self.notes.add(for_what)
+
+    def refresh(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def train_and_die(
+    root: Path, recipes: Sequence[Recipe], at: str, nth: int, counts: Path | None = None
+) -> None:
+    """Train into a store, with a checkpoint every epoch, up to the nth event; then SIGKILL.
+
+    Events are steps and what `intercepted` reports. With ``counts`` they are written there at the
+    end, if it comes so far. The file ``<root>.started`` appears with the first step.
+    """
+    seen: Counter[str] = Counter()
+
+    def report(what: str) -> None:
+        seen[what] += 1
+        if what == at and seen[what] == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_advance(done: int) -> None:
+        report("step")
+        Path(f"{root}.started").touch()
+
+    with intercepted(report):
+        ensure(
+            recipes,
+            tiny_dataset(),
+            Store(root),
+            progress=lambda steps, count: Silent(on_advance),  # type: ignore[return-value]
+            workers=1,
+            checkpoint_seconds=0,
+        )
+    if counts is not None:
+        counts.write_text("\n".join(f"{what} {n}" for what, n in seen.items()))
+
+
+def train_and_log(
+    root: Path, recipes: Sequence[Recipe], log: Path, barrier: Any, workers: int
+) -> None:
+    """`ensure` in one of several processes; each training appends its recipes' orders to a log."""
+    plain = modes_module.train
+
+    def logged(stack: Sequence[Recipe], *args: Any, **kwargs: Any) -> Any:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for recipe in stack:
+            os.write(descriptor, f"{recipe.label()}\n".encode())
+        os.close(descriptor)
+        return plain(stack, *args, **kwargs)
+
+    modes_module.train = logged
+    barrier.wait(60)
+    ensure(recipes, tiny_dataset(), Store(root), workers=workers)
+
+
+def hold_lock(root: Path, name: str, held: Any) -> None:
+    """Take a lock, say so, and keep it until killed."""
+    with Store(root).try_lock(name) as mine:
+        if mine:
+            held.set()
+        signal.pause()
+
+
+def event() -> Any:
+    assert _context is not None
+    return _context.Event()
+
+
+def barrier(parties: int) -> Any:
+    assert _context is not None
+    return _context.Barrier(parties)
