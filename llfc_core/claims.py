@@ -39,7 +39,12 @@ class Claim:
         Why the bound is where it is. Written before the pairs that are judged were trained.
     judged
         What the statistic's last axis runs over: "layers", of which all, the "hidden" ones or the
-        "output" are judged; the "linear" maps after the first; or one number for the "network".
+        "output" are judged; the "linear" maps, of which the first is left out as its input is the
+        data (Appendix B.3); the "weights" of all maps but the last; or one number for the
+        "network".
+    pairs
+        Which pairs of a setting it speaks of: the linked ones, or a mode and itself earlier in
+        its training.
     against_independent
         The number is the ratio of the statistic on independent pairs to that on linked ones.
     look_at
@@ -55,7 +60,8 @@ class Claim:
     unit: str
     reason: str
     look_at: str
-    judged: Literal["layers", "hidden", "output", "linear", "network"] = "layers"
+    judged: Literal["layers", "hidden", "output", "linear", "weights", "network"] = "layers"
+    pairs: Literal["linked", "training"] = "linked"
     against_independent: bool = False
 
 
@@ -183,9 +189,25 @@ def rho(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 
 
 def stitching_penalty(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
-    """Err(B_{>ℓ} ∘ A_{≤ℓ}) less the larger of A's and B's errors, points, per layer (Table 1)."""
+    """The worse of Err(B_{>ℓ} ∘ A_{≤ℓ}) and Err(A_{>ℓ} ∘ B_{≤ℓ}), less the larger of A's and B's
+    errors: percentage points per layer (Table 1)."""
     ends = np.maximum(means["error"][..., :1], means["error"][..., -1:])
-    return 100 * (means["stitched_error"] - ends)
+    return 100 * (means["stitched_error"].max(axis=-1) - ends)
+
+
+def stable_rank_ratio(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """srnk(W_A) / srnk(W_B), per linear map; B is A earlier in its training (Fig. 22)."""
+    return means["stable_rank"][..., 0] / means["stable_rank"][..., 1]
+
+
+def weight_rank(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Share of singular values that hold 95% of ‖W_A‖²_F, per linear map (Fig. 20)."""
+    return means["weight_rank"][..., 0]
+
+
+def feature_rank(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Share of singular values that hold 95% of ‖H_A‖²_F, per layer (Fig. 21)."""
+    return means["feature_rank"][..., 0]
 
 
 def lemma1_ratio(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
@@ -407,6 +429,48 @@ LEMMA1 = Claim(
     judged="network",
 )
 
+STABLE_RANK = Claim(
+    name="low-rank-stable-rank",
+    source="App. B.5, Fig. 22",
+    statement="the stable rank of every weight matrix is smaller at the end than after an epoch",
+    statistic=stable_rank_ratio,
+    bound=0.8,
+    at_most=True,
+    unit="×",
+    reason="Trial modes: 0.63 or less in every layer but the last, which has ten rows.",
+    look_at="the number of steps after the first epoch",
+    judged="weights",
+    pairs="training",
+)
+
+LOW_RANK_WEIGHTS = Claim(
+    name="low-rank-weights",
+    source="App. B.5, Fig. 20",
+    statement="weights are approximately low-rank: few singular values hold 95% of ‖W‖²",
+    statistic=weight_rank,
+    bound=0.5,
+    at_most=True,
+    unit="",
+    reason="Gaussian matrices of these shapes, the networks at initialisation, have 0.61 to 0.72.",
+    look_at="low-rank-stable-rank: the bulk of the initial weights outweighs what was learned",
+    judged="weights",
+    pairs="training",
+)
+
+LOW_RANK_FEATURES = Claim(
+    name="low-rank-features",
+    source="App. B.5, Fig. 21",
+    statement="features are approximately low-rank: few singular values hold 95% of ‖H‖²",
+    statistic=feature_rank,
+    bound=0.2,
+    at_most=True,
+    unit="",
+    reason="Trial modes: 0.14 or less; networks at initialisation have 0.27 or more at first.",
+    look_at="the layer marked; the first one is nearest to the data",
+    judged="hidden",
+    pairs="training",
+)
+
 LMC = (LMC_ERROR, LMC_LOSS)
 LLFC = (
     LLFC_COSINE,
@@ -418,8 +482,8 @@ LLFC = (
 )
 ADDITIVITY = (WEAK_ADDITIVITY, WEAK_ADDITIVITY_CO_OCCURRENCE)
 COMMUTATION = (COMMUTATIVITY, COMMUTATIVITY_CO_OCCURRENCE, COMMUTATIVITY_RHO)
-# Everything judged on pairs.
-ALL = (*LMC, *LLFC, *ADDITIVITY, *COMMUTATION, STITCHING, LEMMA1)
+LOW_RANK = (STABLE_RANK, LOW_RANK_WEIGHTS, LOW_RANK_FEATURES)
+ALL = (*LMC, *LLFC, *ADDITIVITY, *COMMUTATION, STITCHING, LEMMA1, *LOW_RANK)
 
 # Below this mean over hidden layers of E[1 − cosine_{A,B}] a pair has hardly moved apart: three
 # times what shuffled steps do, a third of what trial pairs did.
@@ -480,12 +544,15 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     """Names along the statistic's last axis, and the indices of those that are judged."""
     if claim.judged == "network":
         return ("network",), [0]
-    names = measurement.linear if claim.judged == "linear" else measurement.layers
+    maps = claim.judged in ("linear", "weights")
+    names = measurement.linear if maps else measurement.layers
     indices = list(range(len(names)))
-    if claim.judged == "hidden":
+    if claim.judged in ("hidden", "weights"):
         indices = indices[:-1]
     elif claim.judged == "output":
         indices = indices[-1:]
+    elif claim.judged == "linear":
+        indices = indices[1:]
     if not indices:
         raise ValueError(f"the network has no {claim.judged} layers to judge {claim.name!r} on")
     return names, indices

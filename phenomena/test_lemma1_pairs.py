@@ -1,4 +1,7 @@
-"""Lemma 1 on trained pairs: Err(θ_α) ≤ 2ε, where LLFC holds only approximately."""
+"""Lemma 1 on trained pairs, where LLFC holds only approximately.
+
+Err(θ_α) ≤ 2ε for all α, with ε = max(Err(θ_A), Err(θ_B)).
+"""
 
 from llfc_core import claims
 

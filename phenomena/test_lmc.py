@@ -1,4 +1,10 @@
-"""Linear mode connectivity (Definition 1): the premise of everything else."""
+"""Linear mode connectivity (Definition 1): the premise of everything else.
+
+    Err(αθ_A + (1−α)θ_B) ≈ Err(θ_A) for all α in [0, 1],
+
+judged by the barrier: the largest height of the curve of test errors, and of test losses, over the
+chord between its ends.
+"""
 
 import pytest
 

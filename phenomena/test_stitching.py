@@ -1,4 +1,7 @@
-"""Stitching without a stitching layer on trained pairs (Appendix B.4; Table 1)."""
+"""Stitching without a stitching layer on trained pairs (Appendix B.4; Table 1).
+
+Err(B_{>ℓ} ∘ A_{≤ℓ}) and Err(A_{>ℓ} ∘ B_{≤ℓ}) at every layer ℓ, against Err(A) and Err(B).
+"""
 
 from llfc_core import claims
 

@@ -94,10 +94,12 @@ def _group(
     point = np.mean([statistic(m.means(), m.alphas)[0] for m in measurements], axis=0)
     # (pairs, resamples, L): each pair under images drawn anew. Pairs share the seed, but each
     # draw below takes resamples of its own from them.
-    images = np.stack(
-        [statistic(resampled_means(m, resamples, seed), m.alphas) for m in measurements]
-    )
+    images = []
+    for m in measurements:
+        drawn = statistic(resampled_means(m, resamples, seed), m.alphas)
+        # A statistic of constants alone has the same value under every resample.
+        images.append(np.broadcast_to(drawn, (resamples, *drawn.shape[1:])))
     pairs = len(measurements)
     which = rng.integers(pairs, size=(resamples, pairs))
     draw = rng.integers(resamples, size=(resamples, pairs))
-    return point, images[which, draw].mean(axis=1)
+    return point, np.stack(images)[which, draw].mean(axis=1)

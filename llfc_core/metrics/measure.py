@@ -20,6 +20,12 @@ from torch import Tensor, nn
 from llfc_core.features import Layer, Taps, flatten
 from llfc_core.metrics.commutativity import CommutativityAccumulator
 from llfc_core.metrics.llfc import Dots, coef, dot, one_minus_cos
+from llfc_core.metrics.low_rank import (
+    GramAccumulator,
+    rank_share,
+    squared_singular_values,
+    stable_rank,
+)
 from llfc_core.metrics.measurement import Measurement
 from llfc_core.metrics.weak_additivity import dist_sigma, dist_sigma_histogram
 from llfc_core.numerics import ieee
@@ -30,6 +36,9 @@ ALPHAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
 # From this many coordinates on, Dist_σ by histogram: within 0.5% of the maximum, and guaranteed so.
 HISTOGRAM_FROM = 4096
+
+# Features of more coordinates than this have no Gram matrix kept (it would be 134 MB in float64).
+GRAM_UP_TO = 4096
 
 
 def measure(
@@ -81,7 +90,10 @@ def measure(
         linear=tuple(one_pass.commutativity),
         alphas=grid,
         values=values,
-        constants={"weights": _stack([a.weight_sums.cpu() for a in accumulators], (3,))},
+        constants={
+            "weights": _stack([a.weight_sums.cpu() for a in accumulators], (3,)),
+            **one_pass.ranks(),
+        },
         distance=weight_distance(one_pass.a, one_pass.b),
         classes=one_pass.classes,
     )
@@ -100,7 +112,7 @@ def weight_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 class _Features:
     """One mode's features on one batch; ``post`` in the network's shapes, ``pre`` flattened.
 
-    ``inputs``: what goes into the linear maps after the first.
+    ``inputs``: what goes into the linear maps.
     """
 
     pre: dict[str, Tensor]
@@ -139,6 +151,7 @@ class _Pass:
             )
             for name, module in self.linear.items()
         }
+        self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
 
     def batch(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """All numbers of a batch, the last axis over its images; they leave the device once."""
@@ -147,6 +160,11 @@ class _Pass:
             accumulator.update(a.inputs[name], b.inputs[name])
         flat_a = {k: flatten(v) for k, v in a.post.items()}
         flat_b = {k: flatten(v) for k, v in b.post.items()}
+        for name, x in flat_a.items():
+            if x.shape[1] <= GRAM_UP_TO:
+                grams = self.grams.setdefault(name, (GramAccumulator(), GramAccumulator()))
+                grams[0].update(x)
+                grams[1].update(flat_b[name])
         ends = {
             k: Dots(dot(x, x), dot(x, flat_b[k]), dot(flat_b[k], flat_b[k]))
             for k, x in flat_a.items()
@@ -181,7 +199,7 @@ class _Pass:
             "one_minus_cos_ab": torch.stack([ends[k].one_minus_cos_ab() for k in self.taps.names]),
             "dist_sigma": torch.stack([self._dist_sigma(k, a, b) for k in self.taps.names]),
             "stitched_error": torch.stack(
-                [self._stitched_error(k, inputs, labels, a) for k in self.taps.names]
+                [self._stitched_errors(k, inputs, labels, a, b) for k in self.taps.names]
             ),
         }
         return {k: v.double().cpu() for k, v in numbers.items()}
@@ -206,15 +224,47 @@ class _Pass:
         found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)
         return found.distance.masked_fill(found.undefined, torch.nan)
 
-    def _stitched_error(self, name: str, inputs: Tensor, labels: Tensor, a: _Features) -> Tensor:
-        """Errors of B_{>ℓ} ∘ A_{≤ℓ} (Appendix B.4)."""
+    def _stitched_errors(
+        self, name: str, inputs: Tensor, labels: Tensor, a: _Features, b: _Features
+    ) -> Tensor:
+        """Errors of B_{>ℓ} ∘ A_{≤ℓ} and of A_{>ℓ} ∘ B_{≤ℓ} (Appendix B.4): ``(2, n)``.
+
+        What is handed over is the post-activation; handing over the tensor that enters the
+        activation gives the same network.
+        """
         if name not in self.cuts:
-            return torch.full((len(labels),), torch.nan, device=labels.device)
+            return torch.full((2, len(labels)), torch.nan, device=labels.device)
 
-        def substitute(layer: Layer) -> Tensor | None:
-            return a.post[name].clone() if layer.name == name else None
+        def stitched(lower: _Features, upper: Mapping[str, Tensor]) -> Tensor:
+            def substitute(layer: Layer) -> Tensor | None:
+                return lower.post[name].clone() if layer.name == name else None
 
-        return errors(self.taps.run(inputs, substitute, self.b), labels).double()
+            return errors(self.taps.run(inputs, substitute, upper), labels).double()
+
+        return torch.stack([stitched(a, self.b), stitched(b, self.a)])
+
+    def ranks(self) -> dict[str, np.ndarray]:
+        """The constants of `Measurement` that speak of rank."""
+        squares = [
+            [squared_singular_values(state[f"{name}.weight"]) for state in (self.a, self.b)]
+            for name in self.linear
+        ]
+        undefined = torch.full((2,), torch.nan, dtype=torch.float64)
+        features = [
+            torch.stack([rank_share(g.squared_singular_values()) for g in self.grams[name]])
+            if name in self.grams
+            else undefined
+            for name in self.taps.names
+        ]
+        return {
+            "stable_rank": _stack(
+                [torch.stack([stable_rank(s) for s in both]).cpu() for both in squares], (2,)
+            ),
+            "weight_rank": _stack(
+                [torch.stack([rank_share(s) for s in both]) for both in squares], (2,)
+            ),
+            "feature_rank": torch.stack(features).numpy(),
+        }
 
     def _cuts(self, name: str, example: Tensor) -> bool:
         """Whether a layer cuts the network in two, so that stitching there is defined."""
@@ -228,17 +278,14 @@ class _Pass:
 def _linear_modules(
     module: nn.Module, taps: Taps, example: Tensor
 ) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The linear maps in order of execution, without the first: its inputs are the data.
-
-    There ΔH = 0 and commutativity holds by itself, so the paper leaves it out.
-    """
+    """The linear maps that run, in order of execution."""
     candidates = {
         name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
     }
     ran: dict[str, Tensor] = {}
     with _inputs_of(candidates, ran):
         taps.run(example, lambda layer: None)
-    return {name: candidates[name] for name in list(ran)[1:]}
+    return {name: candidates[name] for name in ran}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Measurement:
     layers
         Names of the L tapped layers, the network's output last.
     linear
-        Names of the M linear maps W⁽ℓ⁾ after the first (linear layers and convolutions).
+        Names of the M linear maps W⁽ℓ⁾ (linear layers and convolutions), in order of execution.
     alphas
         The K values of α, with both ends; α = 1 is A.
     values
@@ -40,13 +40,21 @@ class Measurement:
         ``dist_sigma`` (L, n)
             Dist_σ of the pre-activations, the maximum over all of [0, 1] (Fig. 5); NaN where it is
             undefined, and for the output, which no activation follows.
-        ``stitched_error`` (L, n)
-            1 where B after the layer on A's features is wrong (Table 1); NaN where the layer does
-            not cut the network in two, and for the output.
+        ``stitched_error`` (L, 2, n)
+            1 where B after the layer on A's features is wrong (Table 1), and A on B's; NaN where
+            the layer does not cut the network in two, and for the output.
         ``commutativity`` (M, 6, n)
-            The sums behind Dist_com and Dist_H (`llfc_core.metrics.commutativity.SUMS`).
+            The sums behind Dist_com and Dist_H (`llfc_core.metrics.commutativity.SUMS`). 0 for D in
+            the first map, whose input is the data.
     constants
-        float64 arrays that do not depend on images: ``weights`` (M, 3), the sums behind Dist_W.
+        float64 arrays that are not averages over images:
+
+        ``weights`` (M, 3)
+            The sums behind Dist_W.
+        ``stable_rank``, ``weight_rank`` (M, 2)
+            Stable rank of W⁽ℓ⁾, and `rank_share` of its singular values, of A and of B.
+        ``feature_rank`` (L, 2)
+            `rank_share` of H⁽ℓ⁾ over the images; NaN for features too wide for a Gram matrix.
     distance
         ‖θ_A − θ_B‖ / ‖θ_A‖ over parameters and buffers.
     classes

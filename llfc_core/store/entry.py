@@ -103,6 +103,7 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         intact = (
             isinstance(facts, dict)
             and isinstance(files, dict)
+            and all(name.endswith(SUFFIX) for name in files)
             and _manifest(files, facts) == content
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -282,11 +282,16 @@ class _Fleet:
     def _take(self, locks: ExitStack) -> list[Recipe]:
         """Lock modes to train: as many as a stack holds, all alike and ready to start."""
         stack: list[Recipe] = []
+        n = len(self.dataset.train.labels)
         for recipe in self.recipes:
             if len(stack) == stack_size(self.device):
                 break
             key = self.key(recipe)
-            alike = not stack or (recipe.along(), recipe.stop) == (stack[0].along(), stack[0].stop)
+            alike = not stack or (
+                recipe.along() == stack[0].along()
+                and recipe.stop == stack[0].stop
+                and recipe.span(n) == stack[0].span(n)
+            )
             with self.changed:
                 ready = recipe.parent is None or self.key(recipe.parent) in self.modes
                 if key in self.modes or key in self.taken or not ready or not alike:
