@@ -5,4 +5,5 @@ pytest_plugins = [
     "fixtures.modes",
     "fixtures.measurements",
     "fixtures.reporting",
+    "fixtures.scheduling",
 ]

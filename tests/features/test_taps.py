@@ -242,8 +242,7 @@ class Named(nn.Module):
         self.part = nn.Sequential(nn.Linear(3, 3), nn.Identity())
         self.act = nn.ReLU()
         self.block = Block()
-        self.outer = Outer()
-        self.leaf = Leaf()
+        self.body = nn.Sequential(Outer(), Leaf())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc(x))
@@ -251,9 +250,7 @@ class Named(nn.Module):
         x = torch.tanh(torch.tanh(x))  # acts on an activation's output, in no submodule
         x = torch.relu(self.part(x))  # returned by part.0, part.1 and part: the first
         x = self.act(x + 1)  # a functional sum in the root, by a module
-        x = self.outer(x)
-        x = self.leaf(x)
-        return self.block(x)
+        return self.block(self.body(x))
 
 
 class Block(nn.Module):
@@ -299,7 +296,8 @@ class Swish(nn.Module):
 def test_the_naming_rule() -> None:
     taps = Taps(Named(), torch.randn(5, 3))
     assert taps.names == (
-        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act", "outer", "leaf", "block", "block#2"),
+        *("fc", "fc#2", "tanh", "tanh#2", "part.0", "act"),
+        *("body.0", "body.1", "block", "block#2"),
     )  # the output is block#2's: one layer, not two
 
 
@@ -354,7 +352,7 @@ def test_submodules_can_be_asked_for() -> None:
     assert torch.equal(seen["part"][0], seen["part"][1])
     assert torch.equal(seen["block"][1], everything["block"][1])
     with torch.no_grad():  # not what `h += x` made of it
-        expected = net.block.bn.eval()(everything["leaf"][1])
+        expected = net.block.bn.eval()(everything["body.1"][1])
     torch.testing.assert_close(seen["block.bn"][1], expected)
 
 
@@ -431,16 +429,17 @@ def test_runs_nest_and_the_callback_s_own_activations_are_not_layers() -> None:
     every = Taps(net, x)
     taps = Taps(net, x, [*every.names, "part"])
     expected, _ = features(taps, x)
-    inner: list[tuple[str, ...]] = []
+    done: list[str] = []
 
     def on_layer(layer: Layer) -> None:
         F.relu(layer.pre)  # the tensor that the next site may act on
         net.act(layer.pre)
-        inner.append(tuple(features(every, x)[0]))
+        features(every, x)
         assert torch.equal(layer.post, expected[layer.name][1])
+        done.append(layer.name)  # last: in order only if no call came within another
 
     taps.run(x, on_layer)
-    assert inner == [every.names] * len(taps.names)
+    assert tuple(done) == taps.names
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -594,8 +593,13 @@ def test_stitching_hands_over_the_layer_before_the_network_writes_into_it() -> N
 
     net, x = Writes(), torch.randn(5, 4)
     taps = Taps(net, x)
-    for _ in range(2):
-        assert torch.equal(taps.stitch(x, "fc1", None, None), net(x))
+    runs: list[None] = []
+    net.fc1.register_forward_hook(lambda module, args, output: runs.append(None))
+    for expected in (3, 2):  # the first time also to see that no input goes round fc1
+        runs.clear()
+        stitched = taps.stitch(x, "fc1", None, None)
+        assert len(runs) == expected
+        assert torch.equal(stitched, net(x))
 
 
 def test_stitching_a_resnet() -> None:

@@ -103,8 +103,8 @@ def test_llfc_small_defects_keep_their_digits(d: int, size: float) -> None:
         want_defect, want_slope = oracle(f, a, b, alpha)
         assert size / 10 < float(want_defect.mean()) < size * 10  # the test is about that size
         error = float((defect - want_defect).abs().max())
-        assert error <= 4 * PRODUCT / d**0.5, f"off by {error:.1e} at α = {alpha}"
-        torch.testing.assert_close(slope, want_slope, rtol=4 * PRODUCT / d**0.5, atol=0)
+        assert error <= 8 * PRODUCT / d**0.5, f"off by {error:.1e} at α = {alpha}"
+        torch.testing.assert_close(slope, want_slope, rtol=8 * PRODUCT / d**0.5, atol=0)
 
 
 def test_llfc_cosine_is_signed() -> None:

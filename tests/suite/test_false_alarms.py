@@ -1,0 +1,58 @@
+"""How often the claims err: twenty fresh replicates, each judged alone.
+
+    pytest tests/suite/test_false_alarms.py -m slow -s
+
+prints, per claim, how often it fails on linked pairs (false alarms) and how often it passes on
+independent ones (misses). It trains 80 networks: some minutes on two cores.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from fixtures.measurements import gather
+from fixtures.modes import train_replicates
+from fixtures.settings import MLP_MNIST_SPAWN_QUICK, replicate
+from llfc_core import claims
+from llfc_core.data import load_dataset
+from llfc_core.machine import cores
+from llfc_core.store import Store
+from llfc_core.training import Progress, cache_dir
+
+FRESH = range(100, 120)  # seeds that neither the suite nor its margins have seen
+SETTING = MLP_MNIST_SPAWN_QUICK
+
+
+@pytest.mark.slow
+def test_false_alarms_and_misses():
+    data, device = load_dataset(SETTING.recipe.data), torch.device("cpu")
+    modes = train_replicates(
+        [replicate(SETTING, i) for i in FRESH],
+        data,
+        Store(cache_dir()),
+        device,
+        progress=Progress,
+    )
+    evidence = gather(SETTING, modes, data, device, cores())
+    alarms, misses = Counter(), Counter()
+    for i in range(len(FRESH)):
+        one = {name: pairs[i : i + 1] for name, pairs in evidence.pairs.items()}
+        for claim in claims.ALL:
+            verdict = claims.judge(claim, one[claim.pairs], one["independent"])
+            alarms[claim.name] += not verdict.holds
+            if claim.pairs == "linked":
+                verdict = claims.judge(claim, one["independent"], one["independent"])
+                misses[claim.name] += verdict.holds
+    print(f"\n{'claim':<30} false alarms  misses, of {len(FRESH)}")
+    for claim in claims.ALL:
+        miss = f"{misses[claim.name]:6}" if claim.pairs == "linked" else "      "
+        print(f"{claim.name:<30} {alarms[claim.name]:12}  {miss}")
+    for claim in claims.ALL:
+        if claim.name in SETTING.findings:
+            # Known not to hold: it must be as reliably rejected as the others are kept.
+            assert alarms[claim.name] >= 0.9 * len(FRESH), claim.name
+        else:
+            assert alarms[claim.name] <= 0.1 * len(FRESH), claim.name
+        if claim not in (claims.NOT_ALIGNED, claims.NOT_ALIGNED_OUTPUT):
+            assert misses[claim.name] <= 0.1 * len(FRESH), claim.name
