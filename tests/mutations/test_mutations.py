@@ -1,0 +1,260 @@
+"""Break the code, and see a test go red.
+
+    pytest tests/mutations -m slow -s
+
+copies the checkout, changes one line of the copy, and runs the tests that should notice, one
+mutation after the other. A mutation that survives fails; the table says which test caught each.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` must stand exactly once in ``file``; ``tests`` are run on the mutated copy."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+LLFC, MEASURE = "llfc_core/metrics/llfc.py", "llfc_core/metrics/measure.py"
+CLAIMS, BOOTSTRAP = "llfc_core/claims.py", "llfc_core/metrics/bootstrap.py"
+CONDITIONS = "tests/metrics/test_measure_conditions.py"
+
+MUTATIONS = [
+    Mutation(
+        "|cos| for cos",
+        LLFC,
+        "return 1 - _defined(alpha * fa + (1 - alpha) * fb, squares) / squares.sqrt()",
+        "return 1 - _defined(alpha * fa + (1 - alpha) * fb, squares).abs() / squares.sqrt()",
+        "tests/metrics/test_llfc.py",
+    ),
+    Mutation(
+        "α swapped in the interpolated feature",
+        LLFC,
+        "return 1 - _defined(alpha * fa + (1 - alpha) * fb, squares) / squares.sqrt()",
+        "return 1 - _defined((1 - alpha) * fa + alpha * fb, squares) / squares.sqrt()",
+        "tests/metrics/test_llfc.py",
+    ),
+    Mutation(
+        "cross term of ‖z‖² halved",
+        LLFC,
+        "2 * alpha * rest * self.ab",
+        "alpha * rest * self.ab",
+        "tests/metrics/test_llfc.py",
+    ),
+    Mutation(
+        "coef over ‖z‖ instead of ‖z‖²",
+        LLFC,
+        "return _defined(alpha * fa + (1 - alpha) * fb, zz) / zz",
+        "return _defined(alpha * fa + (1 - alpha) * fb, zz) / zz.sqrt()",
+        "tests/metrics/test_llfc.py",
+    ),
+    Mutation(
+        "sums in float32",
+        LLFC,
+        "return (x * y).sum(dim=1, dtype=torch.float64)",
+        "return (x * y).sum(dim=1).double()",
+        "tests/metrics/test_llfc.py",
+    ),
+    Mutation(
+        "α swapped in the weights",
+        "llfc_core/pairs.py",
+        "alpha * value + (1 - alpha) * b[name]",
+        "(1 - alpha) * value + alpha * b[name]",
+        "tests/test_pairs.py",
+    ),
+    Mutation(
+        "bias left out of the interpolation",
+        "llfc_core/pairs.py",
+        "(1 - alpha) * b[name] if value.is_floating_point() else value",
+        '(1 - alpha) * b[name] if "bias" not in name else value',
+        "tests/test_pairs.py",
+    ),
+    Mutation(
+        "last batch only",
+        MEASURE,
+        "values = {k: torch.cat([c[k] for c in collected], dim=-1).numpy() for k in collected[0]}",
+        "values = {k: collected[-1][k].numpy() for k in collected[0]}",
+        "tests/metrics/test_measure.py",
+    ),
+    Mutation(
+        "pre-activations for features",
+        MEASURE,
+        "found.post[layer.name] = layer.post.clone()",
+        "found.post[layer.name] = layer.pre.clone()",
+        "tests/metrics/test_measure.py",
+    ),
+    Mutation(
+        "Dist_σ at α = ½ instead of its maximum",
+        MEASURE,
+        "found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)",
+        "from llfc_core.metrics.weak_additivity import dist_sigma_at\n"
+        "        return dist_sigma_at(x, y, 0.5)",
+        CONDITIONS,
+    ),
+    Mutation(
+        "Dist_σ of features instead of pre-activations",
+        MEASURE,
+        "x, y = a.pre[name], b.pre[name]",
+        "x, y = flatten(a.post[name]), flatten(b.post[name])",
+        CONDITIONS,
+    ),
+    Mutation(
+        "stitching upside down",
+        MEASURE,
+        "return torch.stack([stitched(a, self.b), stitched(b, self.a)])",
+        "return torch.stack([stitched(b, self.a), stitched(a, self.b)])",
+        CONDITIONS,
+    ),
+    Mutation(
+        "commutativity of A's features with themselves",
+        MEASURE,
+        "accumulator.update(a.inputs[name], b.inputs[name])",
+        "accumulator.update(a.inputs[name], a.inputs[name])",
+        CONDITIONS,
+    ),
+    Mutation(
+        "D without the difference of weights",
+        "llfc_core/metrics/commutativity.py",
+        "self._difference = (a.double() - b.double()).to(self._dtype)",
+        "self._difference = a.double().to(self._dtype)",
+        "tests/metrics/test_commutativity.py",
+    ),
+    Mutation(
+        "ρ without its 4",
+        "llfc_core/metrics/commutativity.py",
+        "4 * dist_com / torch.where",
+        "dist_com / torch.where",
+        "tests/metrics/test_commutativity.py",
+    ),
+    Mutation(
+        "ties count as right",
+        "llfc_core/training/engine.py",
+        "return ~(own > others).all(dim=1)",
+        "return ~(own >= others).all(dim=1)",
+        "tests/training/test_engine.py",
+    ),
+    Mutation(
+        "singular values not squared",
+        "llfc_core/metrics/low_rank.py",
+        ".svdvals(weight.detach().flatten(1).double()).square()",
+        ".svdvals(weight.detach().flatten(1).double())",
+        "tests/metrics/test_low_rank.py",
+    ),
+    Mutation(
+        "Gram matrix of the last batch only",
+        "llfc_core/metrics/low_rank.py",
+        "self.gram = h.T @ h if self.gram is None else self.gram.addmm_(h.T, h)",
+        "self.gram = h.T @ h",
+        "tests/metrics/test_low_rank.py",
+    ),
+    Mutation(
+        "barrier over a chord with its ends swapped",
+        CLAIMS,
+        "a, b = curve[..., -1:], curve[..., :1]",
+        "b, a = curve[..., -1:], curve[..., :1]",
+        "tests/test_claims.py",
+    ),
+    Mutation(
+        "maximum over the wrong axis",
+        CLAIMS,
+        'return means["one_minus_cos"].max(axis=-1)',
+        'return means["one_minus_cos"].max(axis=-2)',
+        "tests/test_claims.py",
+    ),
+    Mutation(
+        "the favourable end of the interval decides",
+        CLAIMS,
+        "kept = e.high[worst] <= claim.bound if claim.at_most else e.low[worst] >= claim.bound",
+        "kept = e.low[worst] <= claim.bound if claim.at_most else e.high[worst] >= claim.bound",
+        "tests/test_claims.py",
+    ),
+    Mutation(
+        "the best layer decides",
+        CLAIMS,
+        "worst = max(judged,",
+        "worst = min(judged,",
+        "tests/test_claims.py",
+    ),
+    Mutation(
+        "pairs that are vacuous pass",
+        CLAIMS,
+        "note = vacuous(pairs)",
+        'note = ""',
+        "tests/test_claims.py",
+    ),
+    Mutation(
+        "images resampled, pairs not",
+        BOOTSTRAP,
+        "which = rng.integers(pairs, size=(resamples, pairs))",
+        "which = np.broadcast_to(np.arange(pairs), (resamples, pairs))",
+        "tests/metrics/test_bootstrap.py",
+    ),
+    Mutation(
+        "ratio the wrong way round",
+        BOOTSTRAP,
+        "point, draws = other_point / point, other_draws / draws",
+        "point, draws = point / other_point, draws / other_draws",
+        "tests/metrics/test_bootstrap.py",
+    ),
+    Mutation(
+        "the bound forgets commutativity",
+        "llfc_core/metrics/llfc_bound.py",
+        "one_step=a_l + c_l + torch.stack(handed_on)",
+        "one_step=a_l + torch.stack(handed_on)",
+        "tests/metrics/test_llfc_bound.py",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    copy = tmp_path_factory.mktemp("mutated")
+    for name in ("llfc_core", "fixtures", "phenomena", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest.py", "pytest.ini", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_mutations_are_written_for_the_code_as_it_is(mutation):
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert (ROOT / mutation.tests).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_mutation_is_caught(mutation, checkout):
+    path = checkout / mutation.file
+    original = path.read_text()
+    path.write_text(original.replace(mutation.old, mutation.new))
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", mutation.tests, "-x", "-q", "-p", "no:cacheprovider"],
+            cwd=checkout,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    finally:
+        path.write_text(original)
+    caught = re.findall(r"^(?:FAILED|ERROR) (\S+)", result.stdout, flags=re.MULTILINE)
+    print(f"{mutation.name:<46} {caught[0] if caught else 'SURVIVED'}")
+    assert result.returncode == 1, f"survived:\n{result.stdout[-2000:]}"
+    assert caught, result.stdout[-2000:]
