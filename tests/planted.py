@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def measurement(
     link: str = "spawned",
     distance: float = 0.5,
     classes: int = 10,
-    **values: object,
+    **values: Any,
 ) -> Measurement:
     """A good pair but for ``values``, which broadcast to ``(K, n)``, ``(L, K, n)`` or ``(L, n)``.
 
@@ -26,7 +27,7 @@ def measurement(
     """
     depth, k = len(layers), len(alphas)
     wrong = (np.arange(n) < 0.05 * n).astype(float)
-    shapes: dict[str, tuple[tuple[int, ...], object]] = {
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "error": ((k, n), wrong),
         "mixture_error": ((k, n), wrong),
         "loss": ((k, n), 0.2),
@@ -34,22 +35,33 @@ def measurement(
         "coef": ((depth, k, n), 1.0),
         "one_minus_cos_ab": ((depth, n), 0.3),
         "dist_sigma": ((depth, n), [[0.01]] * (depth - 1) + [[np.nan]]),
-        "stitched_error": ((depth, n), [wrong] * (depth - 1) + [np.full(n, np.nan)]),
-        "commutativity": ((depth - 1, 6, n), np.array([1e-4, 0.0, 4.0, 0.1, 1.0, 1.0])[:, None]),
+        "stitched_error": (
+            (depth, 2, n),
+            np.stack([[wrong] * 2] * (depth - 1) + [np.full((2, n), np.nan)]),
+        ),
+        "commutativity": (
+            (depth, 6, n),
+            np.array([1e-4, 0.0, 4.0, 0.1, 1.0, 1.0])[:, None],
+        ),
     }
     filled = {
         name: np.broadcast_to(np.asarray(values.pop(name, default), dtype=float), shape).copy()
         for name, (shape, default) in shapes.items()
     }
     assert not values, f"no such numbers: {sorted(values)}"
-    weights = np.broadcast_to([0.1, 1.0, 1.0], (depth - 1, 3)).copy()
+    ranks = {name: np.full((depth, 2), 0.1) for name in ("weight_rank", "feature_rank")}
+    constants = {
+        "weights": np.tile([0.1, 1.0, 1.0], (depth, 1)),
+        "stable_rank": np.tile([5.0, 10.0], (depth, 1)),
+        **ranks,
+    }
     return Measurement(
         link=link,
         layers=tuple(layers),
-        linear=tuple(layers[1:]),
+        linear=tuple(layers),
         alphas=tuple(alphas),
         values=filled,
-        constants={"weights": weights},
+        constants=constants,
         distance=distance,
         classes=classes,
     )

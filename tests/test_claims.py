@@ -40,6 +40,14 @@ def at(layer: int, value: float, others: float, depth: int = 3) -> np.ndarray:
     return np.array([[value if i == layer else others] for i in range(depth)])
 
 
+def sums(dist_com: float) -> np.ndarray:
+    """``(6, 1)`` commutativity sums with that Dist_com, and Dist_H = 0.1."""
+    return np.array([[4 * dist_com / (4 - dist_com), 0.0, 4.0, 0.1, 1.0, 1.0]]).T
+
+
+ALIKE = [sums(1e-4), sums(1e-3)]  # of the first two maps
+
+
 def errors_of(rate: float) -> np.ndarray:
     return np.full(N, rate)
 
@@ -54,11 +62,21 @@ PLANTED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "llfc-apart-output": lambda v: {"one_minus_cos_ab": at(2, v, 0.3)},
     "llfc-coef": lambda v: {"coef": 1 - at(1, v, 0.0)[:, None] * bump()[None]},
     "additivity": lambda v: {"dist_sigma": [[0.01], [v], [np.nan]]},
+    "commutativity": lambda v: {"commutativity": [*ALIKE, sums(0.1 * v)]},
+    "commutativity-rho": lambda v: {"commutativity": [*ALIKE, sums(v * 0.1 * 0.1 / 4)]},
+    "stitching": lambda v: {
+        "error": 0.05,
+        "stitched_error": [[[0.05]] * 2, [[0.05], [0.05 + v / 100]], [[np.nan]] * 2],
+    },
     "lemma1": lambda v: {"error": 0.05 + 0.05 * (2 * v - 1) * bump()},
 }
 PLANTED_INDEPENDENT: dict[str, Callable[[Any], dict[str, Any]]] = {
     "llfc-co-occurrence": lambda v: {"one_minus_cos": at(1, v * 0.001, 0.1)[:, None]},
     "additivity-co-occurrence": lambda v: {"dist_sigma": [[1.0], [v * 0.01], [np.nan]]},
+    # The good pair's Dist_com, to its last digit.
+    "commutativity-co-occurrence": lambda v: {
+        "commutativity": [*ALIKE, sums(v * 4e-4 / (4 + 1e-4))]
+    },
 }
 
 JUDGED = [c for c in claims.ALL if c.name in PLANTED | PLANTED_INDEPENDENT]
@@ -349,7 +367,9 @@ def test_verdict_travels_as_plain_json(claim: Claim) -> None:
 def assert_plain(value: Any) -> None:
     """Exactly the types that pass between pytest-xdist's processes: no numpy scalars."""
     assert type(value) in (dict, list, str, int, float, bool, type(None))
-    for inner in value.values() if isinstance(value, dict) else value if type(value) is list else ():
+    for inner in (
+        value.values() if isinstance(value, dict) else value if type(value) is list else ()
+    ):
         assert_plain(inner)
 
 

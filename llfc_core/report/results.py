@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ def write_results(
 ) -> None:
     """Write the results, whole or not at all; the same results give the same bytes.
 
+    Strict JSON: numbers that are not finite become null.
+
     Raises
     ------
     OSError
@@ -32,5 +35,14 @@ def write_results(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(_strict(results), indent=1, sort_keys=True, allow_nan=False)
+    temporary.write_text(text + "\n")
     temporary.replace(path)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

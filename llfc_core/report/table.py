@@ -50,7 +50,7 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     findings = [
         f"finding: {v['claim']} on {v['setting']}: {v['finding']}"
         for _, v in sorted(claims.items())
-        if v["finding"] and v["status"] != "holds"
+        if v["finding"] and v["status"] == "rejected"
     ]
     return lines + findings
 
@@ -60,7 +60,7 @@ def _number(value: float | None) -> str:
 
 
 def _word(verdict: Mapping[str, Any]) -> str:
-    if verdict["finding"]:
+    if verdict["finding"] and verdict["status"] != "vacuous":
         return "holds, unexpectedly" if verdict["status"] == "holds" else "finding"
     return verdict["status"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.planted import measurement
 ENDS = (0.0, 1.0)
 
 
-def one_layer(values: np.ndarray, **others: object) -> Measurement:
+def one_layer(values: np.ndarray, **others: Any) -> Measurement:
     """A pair of which only ``one_minus_cos_ab`` ``(n,)`` of a single layer matters here."""
     return measurement(
         n=len(values), layers=["fc1"], alphas=ENDS, one_minus_cos_ab=values[None], **others
@@ -136,9 +137,7 @@ def test_bootstrap_nothing_defined_is_nan() -> None:
 
 def test_bootstrap_ratio_agrees_with_a_loop() -> None:
     below, above = with_gaps(1), [10 + v for v in with_gaps(2)[:3]]
-    e = estimate(
-        [one_layer(v) for v in below], mean, [one_layer(v) for v in above], resamples=4000
-    )
+    e = estimate([one_layer(v) for v in below], mean, [one_layer(v) for v in above], resamples=4000)
     draws = brute_force(above, 4000) / brute_force(below, 4000)[::-1]
     low, high = np.quantile(draws, [0.025, 0.975])
     ratio = np.mean([np.nanmean(v) for v in above]) / np.mean([np.nanmean(v) for v in below])

@@ -371,6 +371,13 @@ def test_a_pickle_is_refused_unread(poison, plant, store, path, trained, tmp_pat
     assert identical(mode.weights, trained[1].weights)
 
 
+def test_only_safetensors_files_are_read_however_well_they_are_sealed(store, path, trained):
+    (path / "weights.safetensors").rename(path / "weights.pt")
+    seal(path, trained[1].facts)
+    with pytest.warns(RuntimeWarning, match="quarantine"):
+        assert store.get(trained[1].key) is None
+
+
 def test_a_pickle_is_refused_unread_as_a_checkpoint(store, trained, tmp_path):
     flag = tmp_path / "executed"
     key = trained[1].key

@@ -36,10 +36,17 @@ def test_setting_in(nodeid: str, found: str | None) -> None:
     assert setting_in(nodeid, IDS[::-1]) == found
 
 
-def test_order_is_by_setting_then_by_file() -> None:
-    """So that a setting's evidence is made once, and read file by file as it is written."""
-    ran = run_pytest("phenomena/", "-p", "tests.suite.twins", "--collect-only", "-q")
-    assert ran.code == 0, ran.out
+def test_order_is_by_setting_then_by_file(tmp_path: Path) -> None:
+    """So that a setting's evidence is made once, and the table fills file by file.
+
+    Collecting trains nothing, and makes no store.
+    """
+    ran = run_pytest(
+        *("phenomena/", "-p", "tests.suite.twins", "--collect-only", "-q"),
+        f"--llfc-cache-dir={tmp_path}/store",
+    )
+    assert (ran.code, ran.err) == (0, ""), ran.out
+    assert not (tmp_path / "store").exists()
     tests = [line for line in ran.out.splitlines() if "::" in line and "tiny-spawn" in line]
     settings = ["wide" if "tiny-spawn-wide" in test else "tiny" for test in tests]
     assert [s for s, _ in groupby(settings)] == ["tiny", "wide"]
@@ -111,7 +118,8 @@ def test_grouping_is_for_settings_enough_and_no_other_wish(
     settings: tuple[Setting, ...], dist: str, workers: int, grouped: bool
 ) -> None:
     pytest.importorskip("xdist")
-    scheduler = pytest_xdist_make_scheduler(Config(settings, dist, workers), None)
+    config: Any = Config(settings, dist, workers)
+    scheduler = pytest_xdist_make_scheduler(config, None)
     assert (scheduler is not None) == grouped
     if grouped:
         alone = "phenomena/test_lemma1.py::test_lemma1"

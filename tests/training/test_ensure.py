@@ -190,6 +190,27 @@ def test_weights_do_not_depend_on_the_threads_torch_is_given(tmp_path, alone):
         torch.set_num_threads(threads)
 
 
+def test_workers_compute_on_one_core_each(store):
+    """Sums are cut where threads meet, so weights would depend on how many there are."""
+    seen = set()
+
+    def on_advance(done: int) -> None:
+        seen.add(torch.get_num_threads())
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        ensure(
+            ALL,
+            DATASET,
+            store,
+            progress=lambda steps, count: Silent(on_advance),  # type: ignore[return-value]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {1}
+
+
 def test_other_threads_of_the_process_keep_their_cores_after_training(store):
     seen = []
     threads = torch.get_num_threads()
@@ -337,7 +358,7 @@ def test_a_stacks_other_modes_stay_when_one_misses_its_floor(tmp_path):
     recipes = [replace(m.recipe, max_test_error=best.test_error) for m in (worst, best)]
     store = Store(tmp_path / "b")
     with pytest.raises(TrainingFailed, match=f"init={worst.recipe.seeds.init} "):
-        ensure(recipes, DATASET, store)
+        ensure(recipes, DATASET, store, workers=1)
     assert store.keys() == [mode_key(recipes[1], DATASET, CPU)]
 
 

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from llfc_core.machine import cores
-from llfc_core.store import Store
+from llfc_core.store import Entry, Store
 from llfc_core.training import Optimiser, Point, Seeds, ensure, mode_key, spawn
 from llfc_core.training import modes as modes_module
 from tests.helpers import (
@@ -135,6 +136,37 @@ def test_who_waits_takes_what_the_other_has_finished(workers, tmp_path, expected
     assert waiter.done == 60
     for mode, other in zip(modes, others, strict=True):
         assert identical(mode.weights, other.weights)
+
+
+def test_two_workers_that_find_a_finished_mode_at_once_count_it_once(tmp_path, monkeypatch):
+    recipes = OTHERS[:2]
+    store, other = Store(tmp_path / "store"), Store(tmp_path / "others")
+    keys = [m.key for m in ensure(recipes, DATASET, other)]
+    meeting = {key: threading.Barrier(2) for key in keys}
+    plain = Store.get
+
+    def publish() -> None:
+        for key in keys:
+            store.path(key).parent.mkdir(parents=True, exist_ok=True)
+            other.path(key).rename(store.path(key))
+
+    def get(self: Store, key: str) -> Entry | None:
+        entry = plain(self, key)
+        if entry is not None:
+            meeting[key].wait(60)  # the other worker has it too, and neither has said so
+        return entry
+
+    monkeypatch.setattr(Store, "get", get)
+    waiter = Waiter(publish)
+    with store.try_lock(keys[0]), store.try_lock(keys[1]):
+        ensure(
+            recipes,
+            DATASET,
+            store,
+            workers=2,
+            progress=lambda steps, count: waiter,  # type: ignore[arg-type, return-value]
+        )
+    assert waiter.done == 60
 
 
 def test_a_child_waits_for_a_parent_that_another_process_trains(tmp_path):

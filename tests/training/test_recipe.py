@@ -133,6 +133,7 @@ def test_a_modes_key_depends_on_data_device_stack_and_engine(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(modes_module, "stack_size", lambda device: 2)
         assert mode_key(recipe, dataset, cpu) != key
+        assert mode_key(recipe, dataset, cpu) != mode_key(recipe, dataset, cuda)
     monkeypatch.setattr(modes_module, "ENGINE_VERSION", modes_module.ENGINE_VERSION + 1)
     assert mode_key(recipe, dataset, cpu) != key
 
