@@ -215,6 +215,14 @@ def test_llfc_cosine_takes_the_worst_alpha(k: int) -> None:
     curve[k] = 0.05
     verdict = judge(claims.LLFC_COSINE, [measurement(one_minus_cos=curve[None, :, None])])
     assert verdict.value == pytest.approx(0.05)
+
+
+def test_llfc_co_occurrence_is_at_one_half() -> None:
+    """Fig. 4 is drawn for α = 0.5."""
+    curve = np.full(len(ALPHAS), 0.001)
+    curve[HALF] = 0.007
+    apart = measurement(one_minus_cos=curve[None, :, None])
+    assert judge(claims.CO_OCCURRENCE, [GOOD], [apart]).value == pytest.approx(7)
     assert judge(claims.CO_OCCURRENCE, [GOOD], [GOOD]).value == pytest.approx(1)
 
 

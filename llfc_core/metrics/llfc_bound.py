@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llfc_core.metrics.low_rank import squared_singular_values
 from llfc_core.theory import (
     ReluNet,
     commutativity_residual,
@@ -76,7 +77,7 @@ def llfc_bound(
         )
         commutativity.append(alpha * (1 - alpha) * norm(defect))
         handed_on.append(norm(mid.weights[layer] @ errors[layer]))
-        spectral.append(_spectral_norm(mid.weights[layer]))
+        spectral.append(squared_singular_values(mid.weights[layer])[0].sqrt())
     a_l, c_l = torch.stack(additivity), torch.stack(commutativity)
     return LLFCBound(
         error=torch.stack([norm(e) for e in errors[1:]]),
@@ -88,15 +89,6 @@ def llfc_bound(
             [norm(alpha * q + (1 - alpha) * r) for q, r in zip(f_a.post[1:], f_b.post[1:])]
         ),
     )
-
-
-def _spectral_norm(weight: Tensor) -> Tensor:
-    """The largest singular value, from the smaller Gram matrix: several times faster than an SVD.
-
-    Its relative error is that of a squared norm, a few units of rounding.
-    """
-    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
-    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
 def unrolled_bound(

@@ -18,8 +18,12 @@ def squared_singular_values(weight: Tensor) -> Tensor:
 
     A convolution's weight ``(C_out, C_in, …)`` is reshaped to ``(C_out, C_in · …)``, as the paper
     does (Section 5, footnote 4).
+
+    They are the eigenvalues of the smaller Gram matrix, several times faster than an SVD; the error
+    is a few units of rounding of the largest.
     """
-    return torch.linalg.svdvals(weight.detach().flatten(1).double()).square()
+    w = weight.detach().flatten(1).double()
+    return _eigenvalues(w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w)
 
 
 def stable_rank(squares: Tensor) -> Tensor:
@@ -59,4 +63,8 @@ class GramAccumulator:
         """
         if self.gram is None:
             raise ValueError("no features have been streamed")
-        return torch.linalg.eigvalsh(self.gram).flip(0).clamp_min(0)
+        return _eigenvalues(self.gram)
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)

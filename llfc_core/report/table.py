@@ -37,7 +37,7 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
                 v["setting"],
                 f"{_number(v['value'])} {v['unit']}".strip(),
                 f"[{_number(v['low'])}, {_number(v['high'])}]",
-                f"{sign} {v['bound']:g}",
+                f"{sign} {v['bound']:.3g}",
                 v["layer"],
                 beside or "none run",
                 _word(v),
