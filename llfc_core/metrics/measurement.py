@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """Numbers of one pair, image by image.
@@ -107,6 +110,10 @@ class Measurement:
             mean = masked_mean(value)
             spread = np.sqrt(masked_mean((value - mean[..., None]) ** 2))
             out[name] = {"mean": _jsonable(mean), "std": _jsonable(spread)}
+        # Fig. 5 shows distributions.
+        out["dist_sigma"]["quantiles"] = {
+            str(q): _jsonable(quantile(self.values["dist_sigma"], q)) for q in QUANTILES
+        }
         return out
 
 
@@ -115,6 +122,13 @@ def masked_mean(values: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0.0).sum(axis=-1) / defined.sum(axis=-1)
+
+
+def quantile(values: np.ndarray, q: float) -> np.ndarray:
+    """The q-quantile over the last axis of what is not NaN; NaN where nothing is left."""
+    flat = values.reshape(-1, values.shape[-1])
+    found = [np.quantile(v[~np.isnan(v)], q) if (~np.isnan(v)).any() else np.nan for v in flat]
+    return np.array(found).reshape(values.shape[:-1])
 
 
 def _jsonable(array: np.ndarray) -> Any:

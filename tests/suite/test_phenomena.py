@@ -7,8 +7,6 @@ Two stores are trained, one by two workers and one by a single process.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 from fixtures.settings import replicate
 from llfc_core import claims
 from llfc_core.store import Store
-from tests.suite.running import ROOT, Ran, environment, run_pytest, strict_json
+from tests.suite.running import ROOT, Ran, run_pytest, strict_json
 from tests.suite.tiny import TINY
 
 CLAIMS = {c.name: c for c in claims.LMC + claims.LLFC}
@@ -311,44 +309,3 @@ def test_paper_scale_without_data_is_skipped_with_a_line_each(tmp_path: Path) ->
     results = read_results(tmp_path)
     assert [f"not run: {reason}" for reason in results["skipped"]] == sorted(lines)
     assert results["verdicts"] == []
-
-
-BAD_OPTIONS = {
-    "--device=quantum": r"--device quantum: use auto, cpu, cuda or cuda:0",
-    "--device=meta": r"--device meta: only cpu and cuda are supported",
-    "--device=cuda:99": r"--device cuda:99: (torch finds no CUDA device here|there are \d+ .*)",
-    "--replicates=0": r"--replicates must be at least 1",
-    "--replicates=-2": r"--replicates must be at least 1",
-    "--replicates=two": r".*argument --replicates: invalid int value: 'two'",
-    "--scale=huge": r".*argument --scale: invalid choice: 'huge'.*",
-    f"--llfc-report={__file__}": r"--llfc-report .*test_phenomena\.py: File exists",
-}
-
-MANY = """
-import sys, pytest
-for option in sys.argv[1:]:
-    print("@@@", option, flush=True)
-    code = pytest.main(["phenomena/test_lmc.py", "--co", "-q", "-p", "no:cacheprovider", option])
-    print("@@@ code", int(code), flush=True)
-"""
-
-
-def test_bad_options_are_one_clear_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, *BAD_OPTIONS],
-        cwd=ROOT,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    parts = done.stdout.split("@@@ ")[1:]
-    assert len(parts) == 2 * len(BAD_OPTIONS), done.stdout
-    for said, code in zip(parts[::2], parts[1::2], strict=True):
-        option, _, text = said.partition("\n")
-        assert code.split()[:2] == ["code", str(int(pytest.ExitCode.USAGE_ERROR))], said
-        assert "Traceback" not in text
-        errors = [line for line in text.splitlines() if re.match(r"ERROR: --|.*: error: ", line)]
-        assert len(errors) == 1, said
-        assert re.match(rf"(ERROR: |\S+: error: )?{BAD_OPTIONS[option]}$", errors[0]), errors
