@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
