@@ -17,7 +17,7 @@ from llfc_core.nets import Net, build
 from llfc_core.store import Store
 from llfc_core.training import Optimiser, Recipe, Seeds, ensure
 
-MODES, EPOCHS = 12, 3
+MODES, EPOCHS = 12, 6
 
 RECIPE = Recipe(
     net=Net("mlp", (512, 512, 512)),

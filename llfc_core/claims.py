@@ -20,7 +20,7 @@ from llfc_core.metrics.bootstrap import Means, Statistic, estimate
 from llfc_core.metrics.commutativity import Distances, distances
 from llfc_core.metrics.measurement import Measurement
 
-Status = Literal["holds", "rejected", "vacuous"]
+Status = Literal["holds", "rejected", "vacuous", "no premise"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Verdict:
     def holds(self) -> bool:
         return self.status == "holds"
 
+    @property
+    def within(self) -> bool:
+        """Whether the unfavourable end of the interval keeps to the bound, vacuous or not."""
+        return self.high <= self.bound if self.at_most else self.low >= self.bound
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; numbers that are not finite become None."""
         return _plain(asdict(self))
@@ -100,9 +105,9 @@ class Verdict:
         """The verdict in full: what was claimed, every layer's number, and where to look."""
         sign = "≤" if self.at_most else "≥"
         lines = [
-            f"{self.claim} ({self.source}) is {self.status} on {self.pairs} {self.link} pair(s).",
+            f"{self.claim} ({self.source}), {self.pairs} {self.link} pair(s): {self.status}",
             f"  claim: {claim.statement}",
-            f"  bound: {sign} {self.bound:g} {self.unit}. {claim.reason}",
+            f"  bound: {sign} {self.bound:.3g} {self.unit}".rstrip() + f". {claim.reason}",
         ]
         if self.note:
             lines.append(f"  note: {self.note}")
@@ -514,15 +519,16 @@ def judge(
     names, judged = _judged(claim, pairs[0])
     # The layer whose unfavourable end is worst decides; what is undefined is worse than anything.
     unfavourable = e.high if claim.at_most else -e.low
-    worst = max(judged, key=lambda i: math.inf if np.isnan(e.value[i]) else unfavourable[i])
-    kept = e.high[worst] <= claim.bound if claim.at_most else e.low[worst] >= claim.bound
-    note = vacuous(pairs)
-    status: Status = "vacuous" if note else "holds" if kept else "rejected"
-    return Verdict(
+    undefined = np.isnan(e.value) | np.isnan(unfavourable)
+    worst = max(judged, key=lambda i: math.inf if undefined[i] else unfavourable[i])
+    note = vacuous(pairs, claim.pairs)
+    if not note and claim.against_independent:
+        note = vacuous(independent)
+    verdict = Verdict(
         claim=claim.name,
         source=claim.source,
         link=pairs[0].link,
-        status=status,
+        status="vacuous" if note else "rejected",
         value=float(e.value[worst]),
         low=float(e.low[worst]),
         high=float(e.high[worst]),
@@ -538,6 +544,7 @@ def judge(
         pairs=len(pairs),
         note=note,
     )
+    return replace(verdict, status="holds") if verdict.within and not note else verdict
 
 
 def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], list[int]]:
@@ -558,14 +565,23 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     return names, indices
 
 
-def vacuous(pairs: Sequence[Measurement]) -> str:
+def vacuous(pairs: Sequence[Measurement], of: Literal["linked", "training"] = "linked") -> str:
     """Why nothing can be learned from pairs, or an empty string if something can.
 
     A and B must differ, have moved apart in their hidden features, be accurate, and have features
-    that are not dead.
+    that are not dead. ``of="training"``: B is A earlier in its training, and only A is asked to be
+    accurate.
     """
     for m in pairs:
         means = m.means()
+        guessing = 1 - 1 / m.classes
+        error = float(means["error"][0, -1])
+        if of == "linked":
+            error = max(error, float(means["error"][0, 0]))
+        if error > (1 - ACCURATE) * guessing:
+            return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
+        if of == "training":
+            continue
         if m.distance == 0:
             return "A and B are the same network"
         moved = float(np.mean(means["one_minus_cos_ab"][0, :-1]))
@@ -574,14 +590,12 @@ def vacuous(pairs: Sequence[Measurement]) -> str:
                 f"A and B hardly moved apart: the mean of E[1 − cosine_A,B] over hidden layers "
                 f"is {moved:.2g}, and {MOVED_APART:g} is asked for"
             )
-        guessing = 1 - 1 / m.classes
-        error = float(max(means["error"][0, 0], means["error"][0, -1]))
-        if error > (1 - ACCURATE) * guessing:
-            return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
-        dead = m.undefined["cosine"]
-        if dead.max() > DEAD:
-            layer = m.layers[int(dead.argmax())]
-            return f"{100 * dead.max():.0f}% of the images have no feature at {layer}"
+        for number, share in m.undefined.items():
+            # All of a layer: it has no activation, and so no Dist_σ.
+            dead = np.where(share < 1, share, 0.0) if number == "dist_sigma" else share
+            if dead.max() > DEAD:
+                layer = m.layers[int(dead.argmax())]
+                return f"{100 * dead.max():.0f}% of the images have no {number} at {layer}"
     return ""
 
 

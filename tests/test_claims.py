@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -581,3 +582,37 @@ def test_claims_need_no_pytest() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---- what was refused or passed for the wrong reason once -------------------------------------
+
+
+def test_claims_of_training_ask_only_a_to_be_accurate_and_not_that_it_moved():
+    """B is a network after an epoch: it may be bad, and near A."""
+    still = measurement(one_minus_cos_ab=0.001)
+    assert claims.vacuous([still])
+    assert not claims.vacuous([still], "training")
+    untrained_a = measurement(error=1.0)
+    assert "guessing" in claims.vacuous([untrained_a], "training")
+
+
+def test_independent_pairs_that_show_nothing_make_a_comparison_vacuous():
+    good, same = measurement(), measurement(distance=0.0)
+    verdict = claims.judge(claims.CO_OCCURRENCE, [good], [same])
+    assert verdict.status == "vacuous"
+    assert "same network" in verdict.note
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_most", "within"),
+    [
+        (0.0, 1.0, True, True),
+        (0.0, 1.1, True, False),
+        (1.0, 2.0, False, True),
+        (0.9, 2.0, False, False),
+    ],
+)
+def test_within_looks_at_the_unfavourable_end(low, high, at_most, within):
+    verdict = claims.judge(claims.LLFC_COSINE, [measurement()])
+    changed = dataclasses.replace(verdict, low=low, high=high, bound=1.0, at_most=at_most)
+    assert changed.within is within

@@ -3,6 +3,10 @@
 The unit of replication is a training pair: resampling images alone tells only how well one pair
 is measured. So a resample draws as many pairs as there are, with replacement, and for each drawn
 pair as many images as there are, with replacement.
+
+With few pairs that is what it is: of three, every one is drawn thrice in a resample of 27, so the
+95% interval is little more than the pairs' range and covers the mean of all pairs that could have
+been trained about three times in four. More replicates are one option away (``--replicates``).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _number(value: float | None) -> str:
 
 
 def _word(verdict: Mapping[str, Any]) -> str:
-    if verdict["finding"] and verdict["status"] != "vacuous":
+    if verdict["finding"] and verdict["status"] in ("holds", "rejected"):
         return "holds, unexpectedly" if verdict["status"] == "holds" else "finding"
     return verdict["status"]
 

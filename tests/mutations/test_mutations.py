@@ -179,8 +179,8 @@ MUTATIONS = [
     Mutation(
         "the favourable end of the interval decides",
         CLAIMS,
-        "kept = e.high[worst] <= claim.bound if claim.at_most else e.low[worst] >= claim.bound",
-        "kept = e.low[worst] <= claim.bound if claim.at_most else e.high[worst] >= claim.bound",
+        "return self.high <= self.bound if self.at_most else self.low >= self.bound",
+        "return self.low <= self.bound if self.at_most else self.high >= self.bound",
         "tests/test_claims.py",
     ),
     Mutation(
@@ -193,7 +193,7 @@ MUTATIONS = [
     Mutation(
         "pairs that are vacuous pass",
         CLAIMS,
-        "note = vacuous(pairs)",
+        "note = vacuous(pairs, claim.pairs)",
         'note = ""',
         "tests/test_claims.py",
     ),

@@ -258,7 +258,7 @@ def test_a_bug_in_the_metric_makes_the_suite_red(mutated: Ran) -> None:
     assert cosine in red
     assert "phenomena/test_lmc.py::test_lmc[tiny-spawn-lmc-error]" not in red
     message = mutated.out.split("llfc-cosine (Def. 2", 1)[1]
-    assert message.split("\n", 1)[0].endswith("is rejected on 1 spawned pair(s).")
+    assert message.split("\n", 1)[0].endswith("1 spawned pair(s): rejected")
     number = r"([\d.e+-]+)"
     lines = re.findall(rf"(→?) (fc\d) +{number} +\[{number}, {number}\]", message)[:4]
     assert [layer for _, layer, *_ in lines] == ["fc1", "fc2", "fc3", "fc4"]
