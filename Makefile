@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: phenomena test lint clean
+.PHONY: phenomena test mutations lint clean
 
 phenomena: .venv/installed
 	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest tests/ -m "not slow" $(PYTEST_ARGS)
+
+# Breaks the code one line at a time: some test must notice each.
+mutations: .venv/installed
+	$(BIN)/python -m pytest tests/mutations -m slow -n auto $(PYTEST_ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

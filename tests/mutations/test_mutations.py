@@ -1,6 +1,6 @@
 """Break the code, and see a test go red.
 
-    pytest tests/mutations -m slow -s
+    pytest tests/mutations -m slow
 
 copies the checkout, changes one line of the copy, and runs the tests that should notice, one
 mutation after the other. A mutation that survives fails; the table says which test caught each.
@@ -239,7 +239,7 @@ def test_mutations_are_written_for_the_code_as_it_is(mutation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_mutation_is_caught(mutation, checkout):
+def test_mutation_is_caught(mutation, checkout, record_property):
     path = checkout / mutation.file
     original = path.read_text()
     path.write_text(original.replace(mutation.old, mutation.new))
@@ -255,6 +255,6 @@ def test_mutation_is_caught(mutation, checkout):
     finally:
         path.write_text(original)
     caught = re.findall(r"^(?:FAILED|ERROR) (\S+)", result.stdout, flags=re.MULTILINE)
-    print(f"{mutation.name:<46} {caught[0] if caught else 'SURVIVED'}")
+    record_property("mutation", [mutation.name, caught[0] if caught else "SURVIVED"])
     assert result.returncode == 1, f"survived:\n{result.stdout[-2000:]}"
     assert caught, result.stdout[-2000:]
