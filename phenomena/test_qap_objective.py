@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from torch import Tensor
 
-from llfc_core.metrics.qap import (
+from llfc_core.theory import ReluNet, forward
+from llfc_core.theory.qap import (
     Gram,
     activation_matching_objective,
     commutativity_residual,
@@ -25,7 +26,6 @@ from llfc_core.metrics.qap import (
     weight_difference,
     weight_matching_objective,
 )
-from llfc_core.theory import ReluNet, forward
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12))

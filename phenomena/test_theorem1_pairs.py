@@ -8,8 +8,8 @@ independent pairs alike; how tight it is, is what the trained pairs tell.
 import pytest
 import torch
 
-from llfc_core.metrics.llfc_bound import LLFCBound, llfc_bound
 from llfc_core.theory import ReluNet
+from llfc_core.theory.bound import LLFCBound, llfc_bound
 
 ALPHAS = (0.25, 0.5)
 IMAGES = 200  # of the test set: the bound is per image, and this is float64

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llfc_core.classification import errors
 from llfc_core.features import Layer, Taps, flatten
 from llfc_core.metrics.commutativity import CommutativityAccumulator
 from llfc_core.metrics.llfc import Dots, coef, dot, one_minus_cos
@@ -30,7 +31,6 @@ from llfc_core.metrics.measurement import Measurement
 from llfc_core.metrics.weak_additivity import dist_sigma, dist_sigma_histogram
 from llfc_core.numerics import ieee
 from llfc_core.pairs import ModePair, interpolate
-from llfc_core.training.engine import errors
 
 ALPHAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llfc_core.classification import errors
 from llfc_core.data import Dataset, Split
 from llfc_core.nets import build
 from llfc_core.numerics import ieee
@@ -143,17 +144,6 @@ def evaluate(
             loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
     module.train(was_training)
     return 100 * wrong / len(split.labels), loss / len(split.labels)
-
-
-def errors(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which of the points are misclassified: ``(n, classes)``, ``(n,)`` → bool ``(n,)``.
-
-    A point is right only if its label's logit is strictly the largest, so ties and NaNs are
-    errors: with this reading Lemma 1's inequality has no exceptions.
-    """
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return ~(own > others).all(dim=1)
 
 
 def _check_stack(recipes: Sequence[Recipe], starts: Sequence[TrainingState], slots: int) -> None:

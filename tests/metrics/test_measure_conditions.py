@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llfc_core.classification import errors
 from llfc_core.metrics import measure
 from llfc_core.metrics.weak_additivity import dist_sigma_at
 from llfc_core.pairs import ModePair
-from llfc_core.training.engine import errors
 
 N = 30
 

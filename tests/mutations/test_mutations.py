@@ -143,7 +143,7 @@ MUTATIONS = [
     ),
     Mutation(
         "ties count as right",
-        "llfc_core/training/engine.py",
+        "llfc_core/classification.py",
         "return ~(own > others).all(dim=1)",
         "return ~(own >= others).all(dim=1)",
         "tests/training/test_engine.py",
@@ -213,10 +213,10 @@ MUTATIONS = [
     ),
     Mutation(
         "the bound forgets commutativity",
-        "llfc_core/metrics/llfc_bound.py",
+        "llfc_core/theory/bound.py",
         "one_step=a_l + c_l + torch.stack(handed_on)",
         "one_step=a_l + torch.stack(handed_on)",
-        "tests/metrics/test_llfc_bound.py",
+        "tests/theory/test_bound.py",
     ),
 ]
 

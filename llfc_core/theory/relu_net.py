@@ -20,19 +20,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llfc_core.metrics.qap import commutativity_residual
-
-__all__ = [
-    "Features",
-    "ReluNet",
-    "Theorem1Pair",
-    "commutativity_residual",
-    "forward",
-    "interpolate",
-    "theorem1_pair",
-    "weak_additivity_residual",
-]
-
 
 @dataclass(frozen=True)
 class ReluNet:

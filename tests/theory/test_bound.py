@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from llfc_core.metrics.llfc_bound import cosine_gap_bound, llfc_bound, unrolled_bound
 from llfc_core.theory import Family, ReluNet, forward, interpolate, theorem1_pair
+from llfc_core.theory.bound import cosine_gap_bound, llfc_bound, unrolled_bound
 
 seeds = st.integers(0, 2**32 - 1)
 alphas = st.floats(0, 1)

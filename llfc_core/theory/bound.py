@@ -26,13 +26,8 @@ import torch
 from torch import Tensor
 
 from llfc_core.metrics.low_rank import squared_singular_values
-from llfc_core.theory import (
-    ReluNet,
-    commutativity_residual,
-    forward,
-    interpolate,
-    weak_additivity_residual,
-)
+from llfc_core.theory.qap import commutativity_residual
+from llfc_core.theory.relu_net import ReluNet, forward, interpolate, weak_additivity_residual
 
 
 @dataclass(frozen=True)
