@@ -1,7 +1,7 @@
 """The paper's claims as predicates over measurements.
 
-A `Claim` names its source, the number it speaks of, and a bound fixed beforehand with the reason
-for it. `judge` compares the unfavourable end of a bootstrap interval with that bound: a claim that
+A `Claim` names its source, the number it speaks of, and a bound fixed beforehand, on other seeds,
+with the reason for it. `judge` compares the unfavourable end of a bootstrap interval with that bound: a claim that
 something is near zero must keep its *upper* end below. Pairs on which a claim would hold for want
 of anything to test are refused as vacuous.
 """
@@ -36,7 +36,7 @@ class Claim:
     bound, at_most
         The number must stay at or below the bound, or at or above it.
     reason
-        Why the bound is where it is. Written before the pairs that are judged were trained.
+        Why the bound is where it is. Chosen on trial pairs, of other seeds than those judged.
     judged
         What the statistic's last axis runs over: "layers", of which all, the "hidden" ones or the
         "output" are judged; the "linear" maps, of which the first is left out as its input is the
