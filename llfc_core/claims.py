@@ -1,9 +1,9 @@
 """The paper's claims as predicates over measurements.
 
 A `Claim` names its source, the number it speaks of, and a bound fixed beforehand, on other seeds,
-with the reason for it. `judge` compares the unfavourable end of a bootstrap interval with that bound: a claim that
-something is near zero must keep its *upper* end below. Pairs on which a claim would hold for want
-of anything to test are refused as vacuous.
+with the reason for it. `judge` compares the unfavourable end of a bootstrap interval with that
+bound: a claim that something is near zero must keep its *upper* end below. Pairs on which a claim
+would hold for want of anything to test are refused as vacuous.
 """
 
 from __future__ import annotations
