@@ -61,11 +61,10 @@ PROJECT = {
 pytest_plugins = ["fixtures.options", "fixtures.modes", "fixtures.scheduling"]
 """,
     "test_one.py": """
-import os, pathlib, pytest, time
+import os, pathlib, pytest
 
 @pytest.mark.parametrize("claim", range(6))
 def test_claim(setting, claim):
-    time.sleep(0.05)  # else one worker may be through before another has begun
     worker = os.environ["PYTEST_XDIST_WORKER"]
     with pathlib.Path(os.environ["WORKERS"]).open("a") as file:
         file.write(f"{setting.id} {worker}\\n")
