@@ -171,23 +171,19 @@ class _Pass:
         }
         logits, cosines, coefs = [], [], []
         for alpha in self.grid:
-            at_alpha: dict[str, tuple[Tensor, Tensor]] = {}
-
-            def on_layer(
-                layer: Layer,
-                alpha: float = alpha,
-                at_alpha: dict[str, tuple[Tensor, Tensor]] = at_alpha,
-            ) -> None:
-                f, end = flatten(layer.post), ends[layer.name]
-                fa, fb = dot(f, flat_a[layer.name]), dot(f, flat_b[layer.name])
-                at_alpha[layer.name] = (
-                    one_minus_cos(end, fa, fb, dot(f, f), alpha),
-                    coef(end, fa, fb, alpha),
-                )
-
-            logits.append(self.taps.run(inputs, on_layer, interpolate(self.a, self.b, alpha)))
-            cosines.append(torch.stack([at_alpha[k][0] for k in self.taps.names]))
-            coefs.append(torch.stack([at_alpha[k][1] for k in self.taps.names]))
+            if alpha in (0, 1):  # B and A themselves
+                z = (a if alpha == 1 else b).logits
+                dots = {k: (e.aa, e.ab, e.aa) for k, e in ends.items()}
+                if alpha == 0:
+                    dots = {k: (e.ab, e.bb, e.bb) for k, e in ends.items()}
+            else:
+                z, dots = self._interpolated(inputs, alpha, flat_a, flat_b)
+            at_alpha = [(ends[k], *dots[k]) for k in self.taps.names]
+            logits.append(z)
+            cosines.append(
+                torch.stack([one_minus_cos(e, fa, fb, ff, alpha) for e, fa, fb, ff in at_alpha])
+            )
+            coefs.append(torch.stack([coef(e, fa, fb, alpha) for e, fa, fb, _ in at_alpha]))
         mixtures = [alpha * a.logits + (1 - alpha) * b.logits for alpha in self.grid]
         losses = [F.cross_entropy(z.double(), labels, reduction="none") for z in logits]
         numbers = {
@@ -203,6 +199,22 @@ class _Pass:
             ),
         }
         return {k: v.double().cpu() for k, v in numbers.items()}
+
+    def _interpolated(
+        self,
+        inputs: Tensor,
+        alpha: float,
+        flat_a: Mapping[str, Tensor],
+        flat_b: Mapping[str, Tensor],
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor, Tensor]]]:
+        """The logits of θ_α, and ⟨f,a⟩, ⟨f,b⟩, ⟨f,f⟩ of its features f, which are not kept."""
+        dots = {}
+
+        def on_layer(layer: Layer) -> None:
+            f = flatten(layer.post)
+            dots[layer.name] = dot(f, flat_a[layer.name]), dot(f, flat_b[layer.name]), dot(f, f)
+
+        return self.taps.run(inputs, on_layer, interpolate(self.a, self.b, alpha)), dots
 
     def _collect(self, inputs: Tensor, state: Mapping[str, Tensor]) -> _Features:
         """The features of one mode: copies, for networks may write into them later."""
