@@ -174,7 +174,9 @@ def test_results(two_workers: Ran, place: Path) -> None:
     for pair in pairs.values():
         layers, alphas = pair["layers"], pair["alphas"]
         assert layers == ["fc1", "fc2", "fc3", "fc4"]
-        assert {0, 0.25, 0.5, 0.75, 1} <= set(alphas)
+        # Claims about training look at A and B alone, not at what lies between them.
+        whole = pair["pair"] in ("linked", "independent", "shuffled")
+        assert set(alphas) >= ({0, 0.25, 0.5, 0.75, 1} if whole else {0, 0.5, 1})
         for key in ("one_minus_cos", "coef"):
             assert [len(row) for row in pair[key]["mean"]] == [len(alphas)] * 4
         assert len(pair["error"]["mean"]) == len(pair["loss"]["std"]) == len(alphas)
