@@ -102,6 +102,22 @@ def test_stitching_goes_both_ways(measured):
     assert (stitched[0, 0] != stitched[0, 1]).any()  # the two directions can be told apart
 
 
+@pytest.mark.parametrize(("lower", "upper", "side"), [(A, B, 0), (B, A, 1)])
+def test_stitching_before_the_activation_is_the_same_network(measured, lower, upper, side):
+    """Handing over pre-activations, by a hook, errs on the very points that features err on."""
+    _, pre = features(lower)
+    net = Net()
+    net.load_state_dict(upper)
+    for layer in (0, 1):
+        handed_over = pre[layer].float()
+        hook = getattr(net, f"fc{layer + 1}").register_forward_hook(
+            lambda module, args, out, handed_over=handed_over: handed_over
+        )
+        found = errors(net(X), Y).double().numpy()
+        hook.remove()
+        np.testing.assert_array_equal(found, measured.values["stitched_error"][layer, side])
+
+
 def test_mixture_errors_are_those_of_mixed_logits(measured):
     (_, pre_a), (_, pre_b) = features(A), features(B)
     for k, alpha in enumerate(measured.alphas):
