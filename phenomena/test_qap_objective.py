@@ -1,4 +1,11 @@
-"""§5.2 and A.3: eq. 8 and eq. 9, the expansion in traces, Koopmans-Beckmann, scipy, brute force."""
+"""The quadratic assignment problem behind matching (Section 5.2, Appendix A.3). Exact.
+
+    R = (W_A − P W_B P_prevᵀ)(H_A − P_prev H_B) = 0                                             (9)
+    ‖R‖² = ‖W_A (H_A − P_prev H_B)‖² + ‖P W_B (P_prevᵀ H_A − H_B)‖² − 2⟨·, ·⟩
+
+Eq. 9 is eq. 8 for the permuted mode; the first two terms are Koopmans-Beckmann in P_prev, the last
+is linear in P; A.3 prints + for the −2. Weight and activation matching are the two factors of R.
+"""
 
 from __future__ import annotations
 
