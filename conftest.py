@@ -3,6 +3,7 @@
 pytest_plugins = [
     "fixtures.options",
     "fixtures.modes",
+    "fixtures.links",
     "fixtures.measurements",
     "fixtures.reporting",
     "fixtures.scheduling",

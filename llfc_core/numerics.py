@@ -1,4 +1,4 @@
-"""Arithmetic that measurements may rely on."""
+"""Arithmetic that training and measurements may rely on."""
 
 from __future__ import annotations
 
@@ -24,3 +24,18 @@ def ieee() -> Iterator[None]:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
         torch.backends.cudnn.allow_tf32 = convolution
+
+
+@contextmanager
+def repeatable_convolutions(device: torch.device) -> Iterator[None]:
+    """On a GPU, only cuDNN kernels whose sums come out the same each time, chosen the same way."""
+    if device.type != "cuda":  # the switches are global, and modes train in threads on a CPU
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = deterministic, benchmark

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +25,16 @@ class ModePair:
         Any instance of the network; its own weights do not matter.
     a, b
         State dicts with the module's names and shapes.
+    between
+        θ_α for α between 0 and 1, where it is more than `interpolate`: with BatchNorm's statistics
+        re-estimated, say.
     """
 
     link: str
     module: nn.Module
     a: State
     b: State
+    between: Callable[[float], State] | None = None
 
     def __post_init__(self) -> None:
         check_states(self.module, self.a, self.b)
@@ -70,6 +76,41 @@ def interpolate(a: State, b: State, alpha: float) -> dict[str, Tensor]:
         name: alpha * value + (1 - alpha) * b[name] if value.is_floating_point() else value
         for name, value in a.items()
     }
+
+
+def loss_barrier(
+    pair: ModePair,
+    loss: Callable[[nn.Module], float | Tensor],
+    alphas: Sequence[float] = tuple(i / 10 for i in range(11)),
+) -> float:
+    """max_α of loss(θ_α) over the chord α·loss(θ_A) + (1−α)·loss(θ_B) (Frankle et al. 2020).
+
+    Parameters
+    ----------
+    loss
+        Given the network with the weights θ_α, in eval mode: a number. Called once for each α, and
+        for the ends; what it returns is in its own unit, and so is the barrier.
+
+    Returns
+    -------
+    The barrier, 0 at least: the ends are on the chord.
+
+    Raises
+    ------
+    ValueError
+        No α, an α outside [0, 1], or a loss that is not finite.
+    """
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise ValueError(f"every α must lie in [0, 1], got {tuple(alphas)}")
+    network = copy.deepcopy(pair.module).eval()
+    curve = {}
+    with torch.no_grad():
+        for alpha in sorted({0.0, 1.0, *map(float, alphas)}):
+            network.load_state_dict(interpolate(pair.a, pair.b, alpha))
+            curve[alpha] = float(loss(network))
+            if not math.isfinite(curve[alpha]):
+                raise ValueError(f"the loss is {curve[alpha]} at α = {alpha:g}")
+    return max(v - (a * curve[1.0] + (1 - a) * curve[0.0]) for a, v in curve.items())
 
 
 def shuffled_difference(a: State, b: State, seed: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 ``independent``: C and D, trained apart from different initialisations, are not linearly connected.
 ``shuffled``: A and A plus the entries of B − A in random order are as far apart in weights as the
 pair, but in no learned direction; their features hardly differ, so nothing is left to interpolate.
+(Of spawned pairs: a step as long as the way between modes trained apart does move the features.)
 ``untrained``: a network before its first step, against itself after an epoch.
 """
 
@@ -22,6 +23,7 @@ def test_independent(claim, assert_rejected):
     assert_rejected(claim, "independent")
 
 
+@pytest.mark.spawned
 @pytest.mark.parametrize("claim", OF_LINKED, ids=lambda c: c.name)
 def test_shuffled(claim, assert_rejected):
     assert_rejected(claim, "shuffled")

@@ -24,18 +24,19 @@ def relu_net(weights, depth):
 
 
 @pytest.fixture(scope="session")
-def bounds(setting, modes, dataset) -> dict[str, list[LLFCBound]]:
+def bounds(setting, modes, links, dataset) -> dict[str, list[LLFCBound]]:
     """Bounds per image of every pair and α, by link."""
     if setting.recipe.net.name != "mlp":
         pytest.skip(f"{setting.id}: the bound is written for MLPs")
     depth = len(setting.recipe.net.widths) + 1
     x = dataset.normalise(dataset.test.images[:IMAGES]).flatten(1).double().T
-    pairs = {"spawned": [(m.a, m.b) for m in modes], "independent": [(m.c, m.d) for m in modes]}
+    pairs = {
+        "linked": [(m.a.weights, link.b) for m, link in zip(modes, links, strict=True)],
+        "independent": [(m.c.weights, m.d.weights) for m in modes],
+    }
     return {
         link: [
-            llfc_bound(
-                relu_net(a.weights, depth), relu_net(b.weights, depth), x, alpha, per_point=True
-            )
+            llfc_bound(relu_net(a, depth), relu_net(b, depth), x, alpha, per_point=True)
             for a, b in chosen
             for alpha in ALPHAS
         ]
@@ -43,7 +44,7 @@ def bounds(setting, modes, dataset) -> dict[str, list[LLFCBound]]:
     }
 
 
-@pytest.mark.parametrize("link", ["spawned", "independent"])
+@pytest.mark.parametrize("link", ["linked", "independent"])
 def test_theorem1_bound_holds(bounds, link, record_numbers):
     for bound in bounds[link]:
         assert bool((bound.error <= bound.one_step * ROUNDING).all())

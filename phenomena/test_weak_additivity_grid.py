@@ -18,16 +18,20 @@ GRID = 1001
 ROUNDING = 1e-9  # relative, float64
 
 
-@pytest.mark.parametrize("link", ["spawned", "independent"])
-def test_weak_additivity_grid(setting, modes, dataset, link, record_numbers):
+@pytest.mark.parametrize("link", ["linked", "independent"])
+def test_weak_additivity_grid(setting, modes, links, dataset, link, record_numbers):
     module = build(setting.recipe.net, dataset.shape, dataset.classes).to(dataset.device)
     x = dataset.normalise(dataset.test.images[:IMAGES])
-    pair = {"spawned": (modes[0].a, modes[0].b), "independent": (modes[0].c, modes[0].d)}[link]
+    first = modes[0]
+    pair = {
+        "linked": (first.a.weights, links[0].b),
+        "independent": (first.c.weights, first.d.weights),
+    }[link]
     taps = Taps(module, x[:2])
     pre = []
-    for mode in pair:
+    for state in pair:
         kept = {}
-        weights = {k: v.to(dataset.device) for k, v in mode.weights.items()}
+        weights = {k: v.to(dataset.device) for k, v in state.items()}
         taps.run(x, lambda layer, kept=kept: kept.update({layer.name: layer.pre.clone()}), weights)
         pre.append(kept)
     gaps = {}

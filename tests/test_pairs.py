@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from llfc_core.pairs import ModePair, check_states, interpolate, shuffled_difference
+from llfc_core.pairs import (
+    ModePair,
+    check_states,
+    interpolate,
+    loss_barrier,
+    shuffled_difference,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -147,3 +153,48 @@ def test_check_states_refuses_unlike_types() -> None:
     b["3.bias"] = b["3.bias"].double()
     with pytest.raises(ValueError, match=r"'3\.bias' is torch\.float32 in A and torch\.float64"):
         check_states(net(), a, b)
+
+
+def line(a: float, b: float) -> ModePair:
+    """A pair of networks of one weight."""
+    module = nn.Linear(1, 1, bias=False)
+    return ModePair(
+        "line", module, {"weight": torch.tensor([[a]])}, {"weight": torch.tensor([[b]])}
+    )
+
+
+def test_loss_barrier_of_a_hill_is_its_height_over_the_chord() -> None:
+    """loss = 9 − w²: 8 at w = 1, 5 at w = −2, so 6.5 on the chord at α = ½, where w = −½."""
+
+    def loss(net: nn.Module) -> Tensor:
+        return 9 - net.weight.square().sum()  # type: ignore[union-attr,operator]
+
+    assert loss_barrier(line(1.0, -2.0), loss, [0.5]) == pytest.approx(8.75 - 6.5)
+    # α = 1 is A: at α = ¼, w = −1.25, and the chord is at 5.75.
+    assert loss_barrier(line(1.0, -2.0), loss, [0.25]) == pytest.approx(9 - 1.5625 - 5.75)
+    assert loss_barrier(line(1.0, -2.0), loss) == pytest.approx(2.25)
+
+
+def test_loss_barrier_of_a_valley_is_zero() -> None:
+    assert loss_barrier(line(1.0, -1.0), lambda net: float(net.weight.square().sum())) == 0  # type: ignore[union-attr,operator]
+
+
+def test_loss_barrier_evaluates_in_eval_mode_and_leaves_the_module_alone() -> None:
+    pair = line(1.0, 2.0)
+    before = pair.module.weight.clone()  # type: ignore[operator,union-attr]
+    seen = []
+    loss_barrier(pair, lambda net: seen.append(net.training) or 0.0, [0.5])
+    assert seen == [False] * 3
+    assert pair.module.training
+    assert torch.equal(pair.module.weight, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("alphas", [[], [1.5], [-0.1]])
+def test_loss_barrier_refuses_alphas(alphas: list[float]) -> None:
+    with pytest.raises(ValueError, match="α"):
+        loss_barrier(line(1.0, 2.0), lambda net: 0.0, alphas)
+
+
+def test_loss_barrier_refuses_a_loss_that_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="α = 0"):
+        loss_barrier(line(1.0, 2.0), lambda net: float("nan"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llfc_core import claims
-from llfc_core.report import claims_table, write_results
+from llfc_core.report import claims_matrix, claims_table, write_results
 from tests.planted import bump, measurement
 
 BAD = measurement(one_minus_cos=0.05, coef=0.5, error=0.05 + 0.5 * bump())
@@ -225,3 +225,25 @@ def test_summary_of_a_pair_is_strict_json() -> None:
     for pair in (GOOD, BAD, measurement(coef=np.nan, one_minus_cos=np.nan)):
         summary = pair.summary()
         assert strict(json.dumps(summary)) == json.loads(json.dumps(summary, allow_nan=False))
+
+
+def test_matrix_has_a_row_a_claim_and_a_column_a_setting_whatever_the_order() -> None:
+    verdicts = [*records(), record(claims.LLFC_COSINE, BAD, "cnn", finding="known")]
+    verdicts += [record(claims.LMC_ERROR, BAD, "cnn"), record(claims.LLFC_COEF, SAME, "cnn")]
+    random.Random(1).shuffle(verdicts)
+    head, *lines, legend = claims_matrix(verdicts)
+    assert head.split() == ["claim", "cnn", "mlp", "vgg"]
+    names = [v.name for v in (claims.LLFC_COEF, claims.LLFC_COSINE, claims.LMC_ERROR)]
+    assert [line.split()[0] for line in lines] == names
+    assert [line.split()[2] for line in lines] == ["-", "*", "!"]
+    assert all(line.split()[4] == "=" == line.split()[6] for line in lines)
+    assert all(word in legend for word in ("holds", "rejected", "finding", "vacuous"))
+
+
+def test_a_control_that_cannot_reject_is_a_finding_and_not_an_alarm() -> None:
+    known = record(claims.LMC_ERROR, GOOD, control="independent", finding="they are linked too")
+    alarm = record(claims.LMC_ERROR, GOOD, control="independent")
+    claim = record(claims.LMC_ERROR)
+    assert "not rejected" in claims_table([claim, known])[1]
+    assert "they are linked too" in claims_table([claim, known])[2]
+    assert "PASSES" in claims_table([claim, alarm])[1]

@@ -86,6 +86,9 @@ class Augmentation:
             object.__setattr__(self, "zoom", (float(lowest), float(highest)))
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation must be in 0..180 degrees, got {self.rotation}")
+        # 30 and 30.0, 0 and False are equal, but not in JSON, and equal recipes share a key.
+        object.__setattr__(self, "rotation", float(self.rotation))
+        object.__setattr__(self, "flip", bool(self.flip))
 
     @property
     def identity(self) -> bool:

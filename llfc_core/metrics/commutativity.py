@@ -36,6 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llfc_core.kernels import pair_sums
+
 SUMS = ("DD", "SD", "SS", "dH_dH", "HA_HA", "HB_HB")
 """What the columns of the per-image sums are: |D|^2, <S, D>, |S|^2, |dH|^2, |H_A|^2, |H_B|^2."""
 
@@ -121,7 +123,7 @@ class CommutativityAccumulator:
     often as windows see it.
 
     The layer is applied in the inputs' precision (at least float32, autocast off); squares and
-    products are taken there and summed in float64. The relative error of D is that of one layer
+    products are taken and summed in float64. The relative error of D is that of one layer
     application, however small the differences: 1e-6 in float32, about 1e-3 if the caller leaves
     TF32 on.
     """
@@ -164,8 +166,11 @@ class CommutativityAccumulator:
             dh = a - b
             d = apply_without_bias(self.layer, self._difference.to(dtype), dh)
             s = apply_without_bias(self.layer, self._sum.to(dtype), a + b)
-        pairs = ((d, d), (s, d), (s, s), (dh, dh), (a, a), (b, b))
-        self._batches.append(torch.stack([_inner(x, y) for x, y in pairs], dim=1))
+        of_maps = pair_sums(d.flatten(1), s.flatten(1), check=False)
+        of_features = pair_sums(a.flatten(1), b.flatten(1), check=False)
+        # |dH|^2 from differences in float64: the layer had theirs rounded, which D answers for.
+        order = (of_features[:, 3], of_features[:, 0], of_features[:, 2])
+        self._batches.append(torch.cat([of_maps[:, :3], torch.stack(order, dim=1)], dim=1))
 
     @property
     def per_image(self) -> Tensor:
@@ -202,11 +207,6 @@ class CommutativityAccumulator:
             weight_sums=tuple(self.weight_sums.tolist()),
             n=n,
         )
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x_i, y_i> of each row i of x, y (n, ...), summed in float64: (n,)."""
-    return (x * y).flatten(1).sum(1, dtype=torch.float64)
 
 
 def apply_without_bias(layer: nn.Linear | nn.Conv2d, weight: Tensor, h: Tensor) -> Tensor:

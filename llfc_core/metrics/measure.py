@@ -1,26 +1,31 @@
 """One streaming pass over the test set: all layers, all α, all that the claims ask for.
 
-Features live for one batch. What is kept is a few float64 numbers per image, layer and α, so that
-the claims can resample images. Everything comes from the same forward passes: A, B, θ_α for each
-α, and B stitched onto A at each layer.
+Features live for one batch, on their device. What is kept is a few float64 numbers per image, layer
+and α, so that the claims can resample images. Everything comes from the same forward passes: A, B,
+θ_α for each α, and B stitched onto A at each layer.
+
+Of a batch, A's pre- and post-activations and the inputs of its linear maps wait for B's pass, which
+uses them up layer by layer (Dist_σ, Gram matrices, commutativity); after it only the two modes'
+post-activations are left, for the passes that follow. A stitched network does not compute the
+linear maps below the layer it is stitched at, whose results nothing would see.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llfc_core import kernels
 from llfc_core.classification import errors
 from llfc_core.features import Layer, Taps, flatten
 from llfc_core.metrics.commutativity import CommutativityAccumulator
-from llfc_core.metrics.llfc import Dots, coef, dot, one_minus_cos
+from llfc_core.metrics.llfc import Dots, coef, one_minus_cos
 from llfc_core.metrics.low_rank import (
     GramAccumulator,
     rank_share,
@@ -36,6 +41,9 @@ ALPHAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
 # From this many coordinates on, Dist_σ by histogram: within 0.5% of the maximum, and guaranteed so.
 HISTOGRAM_FROM = 4096
+
+# States θ_α are kept from batch to batch if all of them together are no larger, in bytes.
+KEEP_STATES = 2**28
 
 # Features of more coordinates than this have no Gram matrix kept (it would be 134 MB in float64).
 GRAM_UP_TO = 4096
@@ -63,7 +71,7 @@ def measure(
     Raises
     ------
     ValueError
-        No images, an α outside [0, 1], or a loss that is not finite.
+        No images, an α outside [0, 1], or a loss or a feature that is not finite.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"every α must lie in [0, 1], got {tuple(alphas)}")
@@ -84,6 +92,8 @@ def measure(
     values["commutativity"] = _stack([a.per_image.T.cpu() for a in accumulators], (6, 0))
     if not np.isfinite(values["loss"]).all():
         raise ValueError("the loss is not finite somewhere on the line from B to A")
+    if not bool(one_pass.finite):
+        raise ValueError("a feature is not finite somewhere on the line from B to A")
     return Measurement(
         link=pair.link,
         layers=one_pass.taps.names,
@@ -112,13 +122,21 @@ def weight_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 class _Features:
     """One mode's features on one batch; ``post`` in the network's shapes, ``pre`` flattened.
 
-    ``inputs``: what goes into the linear maps.
+    ``inputs``: what goes into the linear maps. ``pre`` and ``inputs`` are for B's pass to use up.
     """
 
     pre: dict[str, Tensor]
     post: dict[str, Tensor]
     inputs: dict[str, Tensor]
     logits: Tensor
+
+
+@dataclass(eq=False)
+class _Both:
+    """What B's pass finds beside A's features: per layer, Dist_σ ``(n,)`` and the products."""
+
+    sigma: dict[str, Tensor]
+    ends: dict[str, Dots]
 
 
 class _Pass:
@@ -135,6 +153,7 @@ class _Pass:
         self.module = pair.module.to(device)
         self.a = {k: v.to(device) for k, v in pair.a.items()}
         self.b = {k: v.to(device) for k, v in pair.b.items()}
+        self.between = pair.between
         self.grid = grid
         self.taps = Taps(self.module, example)
         if layers is not None:  # the output is always among them, and last
@@ -144,7 +163,7 @@ class _Pass:
             raise ValueError(f"logits must be (n, classes), the output is {tuple(logits.shape)}")
         self.classes = logits.shape[1]
         self.cuts = [name for name in self.taps.names[:-1] if self._cuts(name, example)]
-        self.linear = _linear_modules(self.module, self.taps, example)
+        self.linear, self.below = _linear_modules(self.module, self.taps, example)
         self.commutativity = {
             name: CommutativityAccumulator(
                 module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
@@ -152,23 +171,18 @@ class _Pass:
             for name, module in self.linear.items()
         }
         self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self._states: dict[float, Mapping[str, Tensor]] = {}
+        size = sum(v.numel() * v.element_size() for v in self.a.values())
+        self._keep = size * len(grid) <= KEEP_STATES
 
     def batch(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """All numbers of a batch, the last axis over its images; they leave the device once."""
-        a, b = self._collect(inputs, self.a), self._collect(inputs, self.b)
-        for name, accumulator in self.commutativity.items():
-            accumulator.update(a.inputs[name], b.inputs[name])
+        a = self._collect(inputs)
+        b, both = self._compare(inputs, a)
+        ends = both.ends
         flat_a = {k: flatten(v) for k, v in a.post.items()}
         flat_b = {k: flatten(v) for k, v in b.post.items()}
-        for name, x in flat_a.items():
-            if x.shape[1] <= GRAM_UP_TO:
-                grams = self.grams.setdefault(name, (GramAccumulator(), GramAccumulator()))
-                grams[0].update(x)
-                grams[1].update(flat_b[name])
-        ends = {
-            k: Dots(dot(x, x), dot(x, flat_b[k]), dot(flat_b[k], flat_b[k]))
-            for k, x in flat_a.items()
-        }
         logits, cosines, coefs = [], [], []
         for alpha in self.grid:
             if alpha in (0, 1):  # B and A themselves
@@ -185,15 +199,15 @@ class _Pass:
             )
             coefs.append(torch.stack([coef(e, fa, fb, alpha) for e, fa, fb, _ in at_alpha]))
         mixtures = [alpha * a.logits + (1 - alpha) * b.logits for alpha in self.grid]
-        losses = [F.cross_entropy(z.double(), labels, reduction="none") for z in logits]
+        loss, error = kernels.lmc(torch.stack(logits), labels)
         numbers = {
-            "error": torch.stack([errors(z, labels) for z in logits]),
+            "error": error,
             "mixture_error": torch.stack([errors(z, labels) for z in mixtures]),
-            "loss": torch.stack(losses),
+            "loss": loss,
             "one_minus_cos": torch.stack(cosines, dim=1),
             "coef": torch.stack(coefs, dim=1),
             "one_minus_cos_ab": torch.stack([ends[k].one_minus_cos_ab() for k in self.taps.names]),
-            "dist_sigma": torch.stack([self._dist_sigma(k, a, b) for k in self.taps.names]),
+            "dist_sigma": torch.stack([both.sigma[k] for k in self.taps.names]),
             "stitched_error": torch.stack(
                 [self._stitched_errors(k, inputs, labels, a, b) for k in self.taps.names]
             ),
@@ -211,13 +225,28 @@ class _Pass:
         dots = {}
 
         def on_layer(layer: Layer) -> None:
-            f = flatten(layer.post)
-            dots[layer.name] = dot(f, flat_a[layer.name]), dot(f, flat_b[layer.name]), dot(f, f)
+            name = layer.name
+            sums = kernels.dots([flatten(layer.post)], flat_a[name], flat_b[name], check=False)[0]
+            self.finite &= sums.isfinite().all()
+            fa, fb, ff = sums.unbind(1)
+            dots[name] = fa, fb, ff
 
-        return self.taps.run(inputs, on_layer, interpolate(self.a, self.b, alpha)), dots
+        return self.taps.run(inputs, on_layer, self._state(alpha, inputs.device)), dots
 
-    def _collect(self, inputs: Tensor, state: Mapping[str, Tensor]) -> _Features:
-        """The features of one mode: copies, for networks may write into them later."""
+    def _state(self, alpha: float, device: torch.device) -> Mapping[str, Tensor]:
+        """θ_α, made anew for every batch only where keeping all of them would cost memory."""
+        if alpha in self._states:
+            return self._states[alpha]
+        if self.between is None:
+            state: Mapping[str, Tensor] = interpolate(self.a, self.b, alpha)
+        else:
+            state = {k: v.to(device) for k, v in self.between(alpha).items()}
+        if self._keep:
+            self._states[alpha] = state
+        return state
+
+    def _collect(self, inputs: Tensor) -> _Features:
+        """The features of A: copies, for networks may write into them later."""
         found = _Features({}, {}, {}, inputs)
 
         def keep(layer: Layer) -> None:
@@ -225,16 +254,38 @@ class _Pass:
             if layer.kind == "activation":
                 found.pre[layer.name] = flatten(layer.pre).clone()
 
-        with _inputs_of(self.linear, found.inputs):
-            found.logits = self.taps.run(inputs, keep, state)
+        def keep_input(name: str, x: Tensor) -> None:
+            found.inputs[name] = x.clone()
+
+        with _inputs_of(self.linear, keep_input):
+            found.logits = self.taps.run(inputs, keep, self.a)
         return found
 
-    def _dist_sigma(self, name: str, a: _Features, b: _Features) -> Tensor:
-        if name not in a.pre:
-            return torch.full((len(a.logits),), torch.nan, device=a.logits.device)
-        x, y = a.pre[name], b.pre[name]
-        found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)
-        return found.distance.masked_fill(found.undefined, torch.nan)
+    def _compare(self, inputs: Tensor, a: _Features) -> tuple[_Features, _Both]:
+        """B's post-activations, and what is known once B's features are beside A's."""
+        found, both = _Features({}, {}, {}, inputs), _Both({}, {})
+
+        def compare(layer: Layer) -> None:
+            name = layer.name
+            found.post[name] = layer.post.clone()
+            x, y = flatten(a.post[name]), flatten(layer.post)
+            ends = both.ends[name] = Dots.of(x, y)
+            self.finite &= (ends.aa + ends.bb).isfinite().all()
+            if x.shape[1] <= GRAM_UP_TO:
+                grams = self.grams.setdefault(name, (GramAccumulator(), GramAccumulator()))
+                grams[0].update(x)
+                grams[1].update(y)
+            if layer.kind == "activation":
+                both.sigma[name] = _dist_sigma(a.pre.pop(name), flatten(layer.pre))
+            else:  # the output
+                both.sigma[name] = torch.full_like(ends.aa, torch.nan)
+
+        def commute(name: str, x: Tensor) -> None:
+            self.commutativity[name].update(a.inputs.pop(name), x)
+
+        with _inputs_of(self.linear, commute):
+            found.logits = self.taps.run(inputs, compare, self.b)
+        return found, both
 
     def _stitched_errors(
         self, name: str, inputs: Tensor, labels: Tensor, a: _Features, b: _Features
@@ -251,7 +302,8 @@ class _Pass:
             def substitute(layer: Layer) -> Tensor | None:
                 return lower.post[name].clone() if layer.name == name else None
 
-            return errors(self.taps.run(inputs, substitute, upper), labels).double()
+            with _skipped(self.below[name]):
+                return errors(self.taps.run(inputs, substitute, upper), labels).double()
 
         return torch.stack([stitched(a, self.b), stitched(b, self.a)])
 
@@ -263,7 +315,7 @@ class _Pass:
         ]
         undefined = torch.full((2,), torch.nan, dtype=torch.float64)
         features = [
-            torch.stack([rank_share(g.squared_singular_values()) for g in self.grams[name]])
+            torch.stack([g.rank_share() for g in self.grams[name]])
             if name in self.grams
             else undefined
             for name in self.taps.names
@@ -287,29 +339,87 @@ class _Pass:
         return True
 
 
+def _dist_sigma(x: Tensor, y: Tensor) -> Tensor:
+    """Dist_σ of pre-activations x of A and y of B, ``(n, d)``: ``(n,)``, NaN where undefined."""
+    found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)
+    return found.distance.masked_fill(found.undefined, torch.nan)
+
+
+Linear = nn.Linear | nn.Conv2d
+
+
 def _linear_modules(
     module: nn.Module, taps: Taps, example: Tensor
-) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The linear maps that run, in order of execution."""
-    candidates = {
-        name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
+) -> tuple[dict[str, Linear], dict[str, list[tuple[Linear, torch.Size]]]]:
+    """The linear maps that run, in order of execution; and for each layer those that ran before.
+
+    The latter with the shape of one image's result, and only maps that do not run again later.
+    """
+    candidates = {name: m for name, m in module.named_modules() if isinstance(m, Linear)}
+    ran: list[str] = []
+    ran_before: dict[str, list[str]] = {}
+    shapes: dict[str, torch.Size] = {}
+
+    def on_layer(layer: Layer) -> None:
+        ran_before[layer.name] = list(ran)
+
+    def after(name: str):  # type: ignore[no-untyped-def]
+        def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            ran.append(name)
+            shapes[name] = output.shape[1:]
+
+        return see
+
+    handles = [m.register_forward_hook(after(name)) for name, m in candidates.items()]
+    try:
+        taps.run(example, on_layer)
+    finally:
+        for handle in handles:
+            handle.remove()
+    below = {
+        layer: [
+            (candidates[name], shapes[name])
+            for name in dict.fromkeys(before)
+            if before.count(name) == ran.count(name)
+        ]
+        for layer, before in ran_before.items()
     }
-    ran: dict[str, Tensor] = {}
-    with _inputs_of(candidates, ran):
-        taps.run(example, lambda layer: None)
-    return {name: candidates[name] for name in ran}
+    return {name: candidates[name] for name in dict.fromkeys(ran)}, below
 
 
 @contextmanager
-def _inputs_of(modules: Mapping[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
-    """Within, the input of each module's first call is put into ``found``."""
+def _skipped(modules: Sequence[tuple[Linear, torch.Size]]) -> Iterator[None]:
+    """Within, these linear maps give zeros of the right shape and compute nothing."""
+
+    def zeros(shape: torch.Size):  # type: ignore[no-untyped-def]
+        return lambda x: x.new_zeros(len(x), *shape)
+
+    own = [module.__dict__.get("forward") for module, _ in modules]
+    for module, shape in modules:
+        module.__dict__["forward"] = zeros(shape)  # on the instance: found before the class's
+    try:
+        yield
+    finally:
+        for (module, _), forward in zip(modules, own, strict=True):
+            del module.__dict__["forward"]
+            if forward is not None:
+                module.__dict__["forward"] = forward
+
+
+@contextmanager
+def _inputs_of(
+    modules: Mapping[str, nn.Module], on_input: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within, ``on_input(name, x)`` is told the input of each module's first call."""
+    seen: set[str] = set()
 
     def hook(name: str):  # type: ignore[no-untyped-def]
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if name not in found:
-                found[name] = args[0].clone()
+        def tell(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if name not in seen:
+                seen.add(name)
+                on_input(name, args[0])
 
-        return keep
+        return tell
 
     handles = [m.register_forward_pre_hook(hook(name)) for name, m in modules.items()]
     try:

@@ -14,6 +14,9 @@ the maximum itself, not its value at α = ½ (which is what the paper's publishe
 * `dist_sigma_histogram`  lower and upper bounds in one O(d + bins) pass, for large d.
 * `dist_sigma_at`         the definition at one given α, spelled out.
 
+On a CPU with a compiler the first two run in C (`llfc_core/kernels/kernels.c`), the same algorithm
+point by point; what is written here in eager torch serves all other devices, and is its oracle.
+
 **Zero norms.** At α = 0 and α = 1 the two sides are the same vector and the distance is 0 by
 definition. Where U = V it is 0 as well, also when both are zero. V vanishes inside (0, 1) only if
 a, b ≤ 0, and then U does too. So what is left is U = 0 ≠ V: e.g. a = (1, −1), b = (−1, 1), α = ½.
@@ -49,6 +52,9 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
+
+from llfc_core import kernels
+from llfc_core.kernels import native
 
 __all__ = ["WeakAdditivity", "dist_sigma", "dist_sigma_at", "dist_sigma_histogram"]
 
@@ -91,11 +97,12 @@ def dist_sigma(a: Tensor, b: Tensor) -> WeakAdditivity:
     b are of very unlike scale it lies so near to 0 or 1 that the last digits of α itself limit what
     `dist_sigma_at` can reproduce. Entries below 1e-60 of their vector's largest count as 0.
 
-    Working memory: points are taken in chunks, below 256 MB (on a CPU 32 MB) for any n; a single
-    point takes some 300·d bytes. Raises ValueError for unlike shapes or devices, tensors that are
-    not 2-D, and entries that are not finite; TypeError for anything but real floating point.
+    Working memory: compiled (`llfc_core.kernels.native`) some 100·d bytes a thread; in eager torch
+    points are taken in chunks, below 256 MB (on a CPU 32 MB) for any n, and a point takes 300·d.
+    Raises ValueError for unlike shapes or devices, tensors that are not 2-D, and entries that are
+    not finite; TypeError for anything but real floating point.
     """
-    return _in_chunks(_exact, a, b)
+    return _in_chunks(_exact, a, b, bins=0)
 
 
 def dist_sigma_histogram(
@@ -122,7 +129,7 @@ def dist_sigma_histogram(
     if not rtol >= 0:
         raise ValueError(f"rtol must be at least 0, got {rtol}")
 
-    result = _in_chunks(partial(_histogram, bins=bins), a, b, least=8 * bins)
+    result = _in_chunks(partial(_histogram, bins=bins), a, b, bins=bins)
     loose = result.upper > (1 + rtol) * result.distance
     if rtol < float("inf") and bool(loose.any()):
         exact = dist_sigma(a[loose], b[loose])
@@ -183,15 +190,21 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_chunks(
-    kernel: Callable[[Tensor, Tensor], WeakAdditivity], a: Tensor, b: Tensor, least: int = 1
+    kernel: Callable[[Tensor, Tensor], WeakAdditivity], a: Tensor, b: Tensor, bins: int
 ) -> WeakAdditivity:
-    """Run `kernel` on `_CHUNK` coordinates at a time, where a point counts for `least` or more."""
+    """The compiled kernel where there is one; else ``kernel`` on `_CHUNK` coordinates at a time.
+
+    bins: of the histogram, 0 for the exact maximum. A point counts for 8·bins coordinates or more.
+    """
     a, b = _checked(a, b)
     n, d = a.shape
     if n == 0 or d == 0:  # no coordinate, no disagreement
         return _zero(a)
+    if kernels.path(a) == "native":
+        distance, alpha, upper = native.dist_sigma(a, b, bins).unbind(1)
+        return WeakAdditivity(distance, alpha, distance.isinf(), upper)
     size = _CHUNK if a.device.type == "cpu" else _CHUNK * _ACCELERATED
-    size = max(1, size // max(d, least))
+    size = max(1, size // max(d, 8 * bins))
     parts = [
         _fields(kernel(rows_a.double().contiguous(), rows_b.double().contiguous()))
         for rows_a, rows_b in zip(a.split(size), b.split(size), strict=True)

@@ -1,6 +1,6 @@
 """Results as a table for the terminal and as JSON."""
 
 from llfc_core.report.results import write_results
-from llfc_core.report.table import claims_table
+from llfc_core.report.table import claims_matrix, claims_table
 
-__all__ = ["claims_table", "write_results"]
+__all__ = ["claims_matrix", "claims_table", "write_results"]

@@ -52,7 +52,35 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
         for _, v in sorted(claims.items())
         if v["finding"] and v["status"] == "rejected"
     ]
+    findings += [
+        f"finding: {v['claim']} is not rejected on {v['setting']}'s {v['control']} pairs: "
+        f"{v['finding']}"
+        for _, checked in sorted(controls.items())
+        for v in checked
+        if v["finding"]
+    ]
     return lines + findings
+
+
+def claims_matrix(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of text with a row a claim and a column a setting, to be seen at one glance."""
+    found = {(v["claim"], v["setting"]): v for v in verdicts if not v["control"]}
+    settings = sorted({setting for _, setting in found})
+    rows = [("claim", *settings)]
+    for name in sorted({claim for claim, _ in found}):
+        cells = [found.get((name, setting)) for setting in settings]
+        rows.append((name, *("" if v is None else _cell(v) for v in cells)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return [*lines, "= holds, ! rejected, * finding, - vacuous or without its premise"]
+
+
+def _cell(verdict: Mapping[str, Any]) -> str:
+    marks = {"holds": "=", "rejected": "!"}
+    mark = "*" if _word(verdict) == "finding" else marks.get(verdict["status"], "-")
+    return f"{_number(verdict['value'])} {mark}"
 
 
 def _number(value: float | None) -> str:
@@ -66,4 +94,6 @@ def _word(verdict: Mapping[str, Any]) -> str:
 
 
 def _control_word(control: Mapping[str, Any]) -> str:
-    return "PASSES" if control["status"] == "holds" else control["status"]
+    if control["status"] != "holds":
+        return control["status"]
+    return "not rejected" if control["finding"] else "PASSES"

@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from llfc_core.data import Dataset
 from llfc_core.machine import cores, device_name
-from llfc_core.nets import build
+from llfc_core.nets import Net, build
 from llfc_core.store import Entry, Store
 from llfc_core.training.engine import (
     ENGINE_VERSION,
@@ -67,7 +69,7 @@ def mode_key(recipe: Recipe, dataset: Dataset, device: torch.device) -> str:
         data=dataset.digest,
         engine=ENGINE_VERSION,
         device=device.type,
-        stack=stack_size(device),
+        stack=stack_size(device, recipe.net),
     )
 
 
@@ -85,19 +87,31 @@ def missing(
 def expected_seconds(recipes: Sequence[Recipe], dataset: Dataset, device: torch.device) -> float:
     """A guess at the training time of recipes on this machine, for those who wait.
 
-    It counts 6 floating-point operations a parameter and image (forward and backward).
+    It counts the floating-point operations of an image forward, and twice as many backward.
     """
     total = 0.0
     for recipe in recipes:
         first, last = recipe.span(len(dataset.train.labels))
-        module = build(recipe.net, dataset.shape, dataset.classes)
-        work = 6.0 * sum(p.numel() for p in module.parameters()) * recipe.batch_size
-        total += (last - first) * work / _NOMINAL_FLOPS[device.type]
+        work = 3 * _forward_flops(recipe.net, dataset.shape, dataset.classes) * recipe.batch_size
+        kind = "convolutional" if recipe.net.convolutional else "linear"
+        total += (last - first) * work / _NOMINAL_FLOPS[device.type, kind]
     return total / (cores() if device.type == "cpu" else 1)
 
 
+@cache
+def _forward_flops(net: Net, shape: tuple[int, ...], classes: int) -> int:
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build(net, shape, classes).eval()(torch.empty(1, *shape))
+    return counter.get_total_flops()
+
+
 # Floating-point operations a second that training of small networks reaches, a core or a GPU.
-_NOMINAL_FLOPS = {"cpu": 8e10, "cuda": 5e12}
+_NOMINAL_FLOPS = {
+    ("cpu", "linear"): 8e10,
+    ("cpu", "convolutional"): 4e10,
+    ("cuda", "linear"): 5e12,
+    ("cuda", "convolutional"): 5e13,
+}
 
 
 def ensure(
@@ -284,7 +298,7 @@ class _Fleet:
         stack: list[Recipe] = []
         n = len(self.dataset.train.labels)
         for recipe in self.recipes:
-            if len(stack) == stack_size(self.device):
+            if stack and len(stack) == stack_size(self.device, stack[0].net):
                 break
             key = self.key(recipe)
             alike = not stack or (
@@ -356,6 +370,13 @@ class _Fleet:
         stack = [r for r, s in zip(stack, starts, strict=True) if s.step == first]
         starts = [s for s in starts if s.step == first]
         began = saved = time.monotonic()
+        failures: dict[int, TrainingFailed] = {}
+
+        def on_failure(place: int, failure: TrainingFailed) -> None:
+            failures[place] = failure
+            self.store.drop_checkpoints(self.key(stack[place]))
+            if len(failures) == len(stack):
+                raise failure
 
         def on_step() -> None:
             if self.failure is not None:
@@ -366,10 +387,12 @@ class _Fleet:
         def on_epoch(states: Callable[[], list[TrainingState]]) -> None:
             nonlocal saved
             if time.monotonic() - saved >= self.checkpoint_seconds:
-                for recipe, state in zip(stack, states(), strict=True):
-                    self.store.put_checkpoint(
-                        self.key(recipe), state.step, self._entry(recipe, state, {})
-                    )
+                for place, state in enumerate(states()):
+                    if place not in failures:
+                        recipe = stack[place]
+                        self.store.put_checkpoint(
+                            self.key(recipe), state.step, self._entry(recipe, state, {})
+                        )
                 saved = time.monotonic()
 
         if self.display:
@@ -378,16 +401,25 @@ class _Fleet:
                 for r, s in zip(stack, starts, strict=True)
             )
             self.display.advance(skipped)
-        states = train(stack, self.dataset, starts, self.device, on_step=on_step, on_epoch=on_epoch)
+        states = train(
+            stack,
+            self.dataset,
+            starts,
+            self.device,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            on_failure=on_failure,
+        )
         seconds = (time.monotonic() - began) / len(stack)
-        failure = None
-        for recipe, state in zip(stack, states, strict=True):
+        for place, state in enumerate(states):
+            if place in failures:
+                continue
             try:
-                self._publish(recipe, state, seconds)
+                self._publish(stack[place], state, seconds)
             except TrainingFailed as error:  # of this mode; the others of the stack are kept
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                failures[place] = error
+        if failures:
+            raise next(iter(failures.values()))
 
     def _start(self, recipe: Recipe) -> TrainingState:
         """A checkpoint, else the parent's end, else θ⁽⁰⁾."""

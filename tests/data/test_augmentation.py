@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -323,3 +324,11 @@ def test_it_can_be_hashed_and_made_from_json():
     again = Augmentation(**{**dataclasses.asdict(FULL), "zoom": [0.8, 1.2]})
     assert again == FULL
     assert hash(again) == hash(FULL)
+
+
+def test_equal_ones_are_the_same_json():
+    """Keys are made from it: 30 and 30.0, 1 and True are equal."""
+    a = Augmentation(crop_padding=4, flip=True, zoom=(1.0, 2.0), rotation=30.0)
+    b = Augmentation(crop_padding=4, flip=1, zoom=(1, 2), rotation=30)  # type: ignore[arg-type]
+    assert a == b
+    assert json.dumps(dataclasses.asdict(a)) == json.dumps(dataclasses.asdict(b))

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import torch
 
+from fixtures.links import link_replicates
 from fixtures.measurements import gather
 from fixtures.modes import train_replicates
 from fixtures.settings import MLP_MNIST_SPAWN_QUICK, replicate
@@ -34,7 +35,8 @@ def test_false_alarms_and_misses():
         device,
         progress=Progress,
     )
-    evidence = gather(SETTING, modes, data, device, cores())
+    links = link_replicates(SETTING, modes, data, Store(cache_dir() / "matches"), device, cores())
+    evidence = gather(SETTING, modes, links, data, device, cores())
     alarms, misses = Counter(), Counter()
     for i in range(len(FRESH)):
         one = {name: pairs[i : i + 1] for name, pairs in evidence.pairs.items()}

@@ -153,6 +153,23 @@ def test_expected_seconds_grow_with_the_work():
     assert expected_seconds([wide], DATASET, CPU) > 8 * one
 
 
+def test_expected_seconds_count_each_use_of_a_weight():
+    """A convolution uses its weights at every pixel: with 16 times the pixels, 16 times the work.
+
+    But for the linear layer, and stages of maps that are one pixel already.
+    """
+    recipe = replace(C, net=Net("resnet20", (8, 8, 8)))
+    small, large = (replace(recipe, net=replace(recipe.net, shrink=shrink)) for shrink in (4, 1))
+    ratio = expected_seconds([large], DATASET, CPU) / expected_seconds([small], DATASET, CPU)
+    assert 8 < ratio < 16
+
+
+def test_the_work_of_a_network_is_twice_its_products():
+    assert modes_module._forward_flops(Net("mlp", (16, 12)), (1, 8, 8), 4) == 2 * (
+        64 * 16 + 16 * 12 + 12 * 4
+    )
+
+
 def test_equal_recipes_in_other_words_are_one_mode(store):
     a, b = (tiny_recipe(max_test_error=limit) for limit in (50, 50.0))
     first, second = ensure([a, b], DATASET, store)
@@ -233,7 +250,7 @@ def stacks_of_four(monkeypatch):
     other instructions there. A GPU knows no such rest, and a CPU's stacks hold one mode.
     """
     for module in (modes_module, engine_module):
-        monkeypatch.setattr(module, "stack_size", lambda device: 4)
+        monkeypatch.setattr(module, "stack_size", lambda device, net: 4)
 
 
 @pytest.mark.usefixtures("stacks_of_four")
@@ -360,6 +377,30 @@ def test_a_stacks_other_modes_stay_when_one_misses_its_floor(tmp_path):
     with pytest.raises(TrainingFailed, match=f"init={worst.recipe.seeds.init} "):
         ensure(recipes, DATASET, store, workers=1)
     assert store.keys() == [mode_key(recipes[1], DATASET, CPU)]
+
+
+@pytest.mark.usefixtures("stacks_of_four")
+def test_a_stacks_other_modes_stay_when_one_loses_its_loss(tmp_path, monkeypatch):
+    """Of two in a stack one begins with a NaN; its checkpoints must not come back either."""
+    recipes = [tiny_recipe(i) for i in range(2)]
+    expected = ensure(recipes, DATASET, Store(tmp_path / "whole"))
+    plain = modes_module.initial_state
+
+    def spoiled(recipe, dataset):
+        state = plain(recipe, dataset)
+        if recipe == recipes[0]:
+            state.model["fc1.bias"][0] = torch.nan
+        return state
+
+    store = Store(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(modes_module, "initial_state", spoiled)
+        with pytest.raises(TrainingFailed, match=r"init=0 .*not finite in epoch 1"):
+            ensure(recipes, DATASET, store, workers=1, checkpoint_seconds=0)
+    assert store.keys() == [expected[1].key]
+    assert not list((store.root / "checkpoints").glob("*/*"))
+    for mode, whole in zip(ensure(recipes, DATASET, store), expected, strict=True):
+        assert identical(mode.weights, whole.weights)
 
 
 def test_an_impossible_span_is_refused_before_anything_is_trained(store):

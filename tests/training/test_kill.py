@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llfc_core.data import Augmentation
+from llfc_core.nets import Net
 from llfc_core.store import Store
 from llfc_core.training import Mode, Optimiser, Point, Seeds, ensure, spawn
 from tests.helpers import (
@@ -26,6 +27,7 @@ from tests.helpers import (
 )
 
 DATASET = tiny_dataset()
+# The last one has BatchNorm, whose statistics are in the checkpoints.
 RECIPES = [
     *spawn(
         tiny_recipe(augmentation=Augmentation(crop_padding=1, flip=True)),
@@ -33,6 +35,11 @@ RECIPES = [
         [Seeds(1, 1, 1), Seeds(2, 2, 2)],
     ),
     tiny_recipe(3, optimiser=Optimiser("sgd", lr=0.1, momentum=0.9)),
+    tiny_recipe(
+        4,
+        net=Net("vgg16", (2, 2, 3, 3, 4, 5, 5)),
+        optimiser=Optimiser("sgd", lr=0.05, momentum=0.9),
+    ),
 ]
 EVENTS = ("step", "mkdir", "open", "write", "fsync", "rename")
 
@@ -98,7 +105,7 @@ def check_what_is_left_and_finish(root: Path, expected: list[Mode]) -> None:
         assert mode.key == whole.key
         assert identical(mode.weights, whole.weights)
     assert not quarantined(store)
-    assert len(store.keys()) == 4
+    assert len(store.keys()) == 5
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -7,12 +7,13 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from llfc_core.data import Augmentation
-from llfc_core.nets import Net
+from llfc_core.nets import Net, build
 from llfc_core.training import (
     Optimiser,
     Point,
@@ -131,7 +132,7 @@ def test_a_modes_key_depends_on_data_device_stack_and_engine(monkeypatch):
     assert mode_key(recipe, dataset, cuda) != key
     assert mode_key(recipe, dataset, torch.device("cuda:0")) == mode_key(recipe, dataset, cuda)
     with monkeypatch.context() as patch:
-        patch.setattr(modes_module, "stack_size", lambda device: 2)
+        patch.setattr(modes_module, "stack_size", lambda device, net: 2)
         assert mode_key(recipe, dataset, cpu) != key
         assert mode_key(recipe, dataset, cpu) != mode_key(recipe, dataset, cuda)
     monkeypatch.setattr(modes_module, "ENGINE_VERSION", modes_module.ENGINE_VERSION + 1)
@@ -153,8 +154,23 @@ def test_equal_recipes_share_a_key_however_their_numbers_were_written():
     exact = Optimiser("sgd", lr=1.0, momentum=0.0, betas=(1.0, 0.0), eps=1.0)
     loose = Optimiser("sgd", lr=1, momentum=0, betas=[1, 0], eps=1)  # type: ignore[arg-type]
     schedules = Schedule(warmup_from=1.0, gamma=0.0), Schedule(warmup_from=1, gamma=0)
-    a = tiny_recipe(optimiser=exact, schedule=schedules[0], max_test_error=100.0)
-    b = tiny_recipe(optimiser=loose, schedule=schedules[1], max_test_error=100)
+    # Written out or left out, as a float, an int or a list.
+    turned = Augmentation(rotation=30.0, flip=False), Augmentation(rotation=30, flip=0)
+    nets = Net("resnet20", (16, 32, 64), norm="batch", shortcut="pad", shrink=1), Net("resnet20")
+    a = tiny_recipe(
+        net=nets[0],
+        optimiser=exact,
+        schedule=schedules[0],
+        augmentation=turned[0],
+        max_test_error=100.0,
+    )
+    b = tiny_recipe(
+        net=nets[1],
+        optimiser=loose,
+        schedule=schedules[1],
+        augmentation=turned[1],
+        max_test_error=100,
+    )
     assert a == b
     assert hash(a) == hash(b)
     assert a.key() == b.key()
@@ -182,7 +198,7 @@ def test_recipes_are_frozen(value):
         (lambda: tiny_recipe(batch_size=0), "batch_size"),
         (lambda: tiny_recipe(precision="float16"), "float16"),
         (lambda: tiny_recipe(net=Net("vgg", (8,))), "vgg"),
-        (lambda: tiny_recipe(net=Net("mlp", ())), "widths"),
+        (lambda: tiny_recipe(net=Net("mlp", (8, 0))), "widths"),
         (lambda: tiny_recipe(parent=tiny_recipe()), "where it stops"),
         (lambda: tiny_recipe(parent=tiny_recipe(epochs=4, stop=Point(1))), "only the seeds differ"),
         (
@@ -319,3 +335,53 @@ def test_steps_after_warm_up_keep_their_epochs():
     got = factors(Schedule("step", warmup=1, milestones=(3,), gamma=0.1))
     assert got[5:15] == [1.0] * 10
     assert got[15:] == pytest.approx([0.1] * 15)
+
+
+# ---- docs/recipes.md ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Recipe]:
+    """The recipes of Appendix B.1, as the document writes them."""
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    found: dict[str, Recipe] = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    return {name: value for name, value in found.items() if isinstance(value, Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "epochs", "rates"),
+    [
+        ("mlp_mnist_spawn", 60_000, 30, {0: 1.2e-4, 29: 1.2e-4}),
+        ("vgg16_cifar10_spawn", 50_000, 160, {0: 0.1, 79: 0.1, 80: 0.01, 119: 0.01, 120: 0.001}),
+        ("resnet20_cifar10_spawn", 50_000, 160, {0: 0.1, 79: 0.1, 80: 0.01, 120: 0.001}),
+        (
+            "resnet50_tiny_imagenet_spawn",
+            100_000,
+            90,
+            {0: 0.0, 1: 0.08, 5: 0.4, 29: 0.4, 30: 0.04, 59: 0.04, 60: 0.004, 80: 0.0004},
+        ),
+        ("mlp_mnist_permutation", 60_000, 100, {0: 1e-3, 99: 1e-3}),
+        ("mlp_cifar10_permutation", 50_000, 100, {0: 1e-6, 1: 0.1, 100: 0.0}),
+        ("resnet20_cifar10_permutation", 50_000, 250, {0: 1e-6, 1: 0.1, 250: 0.0}),
+    ],
+)
+def test_the_papers_learning_rates_at_the_start_of_epochs(document, name, images, epochs, rates):
+    recipe = document[name]
+    per_epoch = recipe.steps_per_epoch(images)
+    assert recipe.epochs == epochs
+    assert recipe.span(images) == (0, epochs * per_epoch)
+    for epoch, rate in rates.items():
+        factor = recipe.schedule.factor(epoch * per_epoch, per_epoch, recipe.epochs)
+        assert recipe.optimiser.lr * factor == pytest.approx(rate, abs=1e-12), f"epoch {epoch}"
+
+
+def test_the_papers_recipes_train_networks_of_the_documents_sizes(document):
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "tiny-imagenet": (3, 64, 64)}
+    assert len(document) == 7
+    for recipe in document.values():
+        classes = 200 if recipe.data == "tiny-imagenet" else 10
+        with torch.device("meta"):
+            module = build(recipe.net, shapes[recipe.data], classes)
+        assert f"({sum(p.numel() for p in module.parameters()):,})" in text

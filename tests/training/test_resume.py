@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llfc_core.data import Augmentation
+from llfc_core.nets import Net
 from llfc_core.store import Entry, Store
 from llfc_core.training import (
     Mode,
@@ -39,6 +40,11 @@ KINDS = {
         augmentation=Augmentation(crop_padding=1, flip=True, zoom=(0.9, 1.1), rotation=10),
     ),
     "bfloat16": tiny_recipe(precision="bfloat16"),
+    "vgg16": tiny_recipe(
+        net=Net("vgg16", (2, 2, 3, 3, 4, 5, 5)),
+        optimiser=Optimiser("sgd", lr=0.05, momentum=0.9, weight_decay=5e-4),
+        augmentation=Augmentation(crop_padding=1),
+    ),
 }
 
 

@@ -1,0 +1,216 @@
+"""Whether permuting a network's weights really leaves its function as it is."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from llfc_core.matching.spec import Permutations, PermutationSpec, State
+
+# A permutation changes the order of sums and nothing else. In float64 that leaves 1e-16 of an
+# operation's scale, and 1e-12 was the most seen over the networks of the tests; one bias left in
+# place is seen at 1e-6 and more. Where a network amplifies rounding (batch statistics of two data
+# points), what a change of the inputs by one rounding brings about is the measure: SLACK times it.
+TOLERANCE = 1e-9
+SLACK = 100.0
+BLIND = 1e-3  # from here on a wrong permutation would not be told from rounding
+
+
+class SpecError(ValueError):
+    """A permutation that should leave the network's function as it is changes it."""
+
+
+def check(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    state: State,
+    perms: Permutations,
+    *,
+    seed: int = 0,
+) -> float:
+    """How far the network with weights π(B) is from the one with weights B.
+
+    Both run in float64 on random inputs of the example's shapes and types (integers are drawn from
+    the example's own values): in eval mode, then in train mode without dropout, where batch
+    statistics are at work and the buffers written must be permuted alike. The model is not changed.
+
+    Returns the largest difference found, relative to the scale of what is compared; at most
+    `TOLERANCE`. Train mode is left out, with a warning, where the model cannot run in it on such
+    inputs, or draws random numbers in it.
+
+    Raises SpecError where the difference is larger, where outputs are not finite, and where the
+    model draws random numbers in eval mode.
+    """
+    moved = spec.apply(state, perms)
+    inputs = as_inputs(example_inputs)
+    with in_float64(model) as (twin, own):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = tuple(_like(x, generator) for x in inputs)
+        nudged = tuple(_nudged(x, generator) for x in drawn)
+
+        def run(inputs: tuple[Tensor, ...], seed: int) -> dict[str, Tensor]:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), _NoDropout():
+                torch.manual_seed(seed)
+                return tensors_in(twin(*(x.clone() for x in inputs)))
+
+        def load(weights: State, names: Iterable[str]) -> None:
+            with torch.no_grad():
+                for name in names:
+                    own[name].copy_(weights[name])
+
+        buffers = [name for name, tensor in own.items() if not isinstance(tensor, nn.Parameter)]
+        load(state, own)
+        set_training(twin, False)
+        before = run(drawn, 1)
+        noise = _worst(before, run(nudged, 2), "in eval mode: ")
+        if noise > BLIND / SLACK:
+            raise SpecError(
+                f"in eval mode two runs differ by {noise:.1e} of the output's scale: the model "
+                "draws random numbers, or amplifies rounding too far to compare anything"
+            )
+        set_training(twin, True)
+        reason = ""
+        try:
+            trained = run(drawn, 1)
+            written = {name: own[name].detach().clone() for name in buffers}
+            load(state, buffers)
+            train_noise = _worst(trained, run(nudged, 2), "in train mode: ")
+            if train_noise > BLIND / SLACK:
+                reason = "random numbers are drawn, or rounding is amplified too far"
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, SpecError):
+                raise
+            reason = str(error)
+        if reason:
+            warnings.warn(f"not checked in train mode: {reason}", stacklevel=2)
+
+        load(moved, own)
+        set_training(twin, False)
+        worst = _within(noise, before, run(drawn, 1), "in eval mode: ")
+        if reason:
+            return worst
+        set_training(twin, True)
+        worst = max(worst, _within(train_noise, trained, run(drawn, 1), "in train mode: "))
+        expected = spec.permuted(written, perms)
+        got = {name: own[name].detach() for name in buffers}
+        return max(worst, _within(train_noise, expected, got, "after a pass in train mode, "))
+
+
+def as_inputs(example_inputs: Any) -> tuple[Tensor, ...]:
+    """The example as a tuple of tensors. Raises TypeError if it is anything else."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, (tuple, list)) or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(
+            "example_inputs: a tensor, or a tuple of tensors (the model's positional arguments), "
+            f"not {type(example_inputs).__name__}"
+        )
+    return tuple(inputs)
+
+
+def tensors_in(output: Any) -> dict[str, Tensor]:
+    """The tensors of what a model returns, by number."""
+    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return (
+        {f"output {i}": t for i, t in enumerate(found)} if len(found) != 1 else {"output": found[0]}
+    )
+
+
+def set_training(model: nn.Module, mode: bool) -> None:
+    """Eval mode, or train mode in all that dropout has no part in."""
+    for part in model.modules():
+        # the flag itself: train() and eval() may be overridden, and do more
+        leaf = next(part.children(), None) is None
+        statistics = isinstance(part, nn.modules.batchnorm._NormBase)
+        drops = isinstance(part, (nn.MultiheadAttention, nn.RNNBase))
+        part.training = mode and not drops and (statistics or not leaf)
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    """A copy of the model in float64, and its state: the tensors themselves, to be written to."""
+    default = torch.get_default_dtype()
+    twin = copy.deepcopy(model).double()
+    try:
+        torch.set_default_dtype(torch.float64)
+        yield twin, twin.state_dict(keep_vars=True)
+    finally:
+        torch.set_default_dtype(default)
+
+
+_DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
+    {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+)
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout called as a function drops nothing."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = kwargs | ({"dropout_p": 0.0} if "dropout_p" in kwargs else {})
+        return func(*args, **kwargs)
+
+
+def _like(x: Tensor, generator: torch.Generator) -> Tensor:
+    if x.is_floating_point():
+        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    if x.numel() == 0:
+        return x
+    chosen = torch.randint(x.numel(), (x.numel(),), generator=generator)
+    return x.reshape(-1)[chosen.to(x.device)].reshape(x.shape)
+
+
+def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
+    """By about one rounding."""
+    if not x.is_floating_point():
+        return x
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    return x * (1 + torch.finfo(torch.float64).eps * noise.clamp(-4, 4))
+
+
+def _within(
+    noise: float, expected: Mapping[str, Tensor], got: Mapping[str, Tensor], when: str
+) -> float:
+    """How far they are apart. Raises SpecError where that is more than rounding."""
+    worst = _worst(expected, got, when)
+    if worst > max(TOLERANCE, SLACK * noise):
+        name = max(expected, key=lambda name: _apart(expected[name], got[name]))
+        raise SpecError(f"{when}{name} differs by {worst:.1e} of its scale")
+    return worst
+
+
+def _worst(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], when: str) -> float:
+    """The largest difference, relative to the scale of each tensor."""
+    for name, value in expected.items():
+        if value.shape != got[name].shape:
+            raise SpecError(f"{when}{name} has another shape, {tuple(got[name].shape)}")
+        if not bool(value.isfinite().all() and got[name].isfinite().all()):
+            raise SpecError(f"{when}{name} is not finite: nothing can be compared")
+    return max((_apart(value, got[name]) for name, value in expected.items()), default=0.0)
+
+
+def _apart(value: Tensor, other: Tensor) -> float:
+    if value.numel() == 0:
+        return 0.0
+    gap = float((value.double() - other.double()).abs().max())
+    return gap / max(float(value.abs().max()), torch.finfo(torch.float64).tiny)
