@@ -13,8 +13,8 @@ from llfc_core.matching.derive import derive_spec
 from llfc_core.matching.match import match
 from llfc_core.nets import Net, build
 
-# So much that no sweep is the last before the fifth, as between trained networks, and that the
-# assignments are not read off the largest entries.
+# So much that it takes several sweeps and assignments are not read off the largest entries, as
+# between trained networks.
 NOISE = 8.0
 RANK = 32  # of most of the weights' energy, as after training (Appendix B.5)
 

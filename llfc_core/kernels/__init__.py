@@ -92,7 +92,7 @@ def dots(features: Sequence[Tensor] | Tensor, a: Tensor, b: Tensor, check: bool 
     TypeError
         Anything but real floating point.
     """
-    features = list(features)
+    features = [f.detach() for f in features]
     _same(*features, a, b)
     if not features:
         return a.new_empty(0, len(a), 3, dtype=torch.float64)

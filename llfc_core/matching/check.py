@@ -137,14 +137,50 @@ def set_training(model: nn.Module, mode: bool) -> None:
 
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-    """A copy of the model in float64, and its state: the tensors themselves, to be written to."""
-    default = torch.get_default_dtype()
+    """A copy of the model in float64, and its state: the tensors themselves, to be written to.
+
+    Tensors that the model makes while it runs are float64 too. Not by `torch.set_default_dtype`:
+    that would reach every thread, and others may be training.
+    """
     twin = copy.deepcopy(model).double()
-    try:
-        torch.set_default_dtype(torch.float64)
+    with _MakesFloat64():
         yield twin, twin.state_dict(keep_vars=True)
-    finally:
-        torch.set_default_dtype(default)
+
+
+_MAKERS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        torch.arange,
+        torch.as_tensor,
+        torch.empty,
+        torch.eye,
+        torch.full,
+        torch.linspace,
+        torch.logspace,
+        torch.ones,
+        torch.rand,
+        torch.randn,
+        torch.scalar_tensor,
+        torch.tensor,
+        torch.zeros,
+    }
+)
+
+
+class _MakesFloat64(TorchFunctionMode):
+    """New tensors that would be of the default floating type are float64; of this thread only."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func in _MAKERS and kwargs.get("dtype") is None and made.is_floating_point():
+            return made.double()
+        return made
 
 
 _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(

@@ -48,6 +48,7 @@ from llfc_core.matching.units import Solution, Units
 INPUT = "the network's input"
 OUTPUT = "the network's output"
 CONSTANT = "a constant of the network"
+DATA = "read from a buffer, not made by weights"
 UNUSED = "not used in the forward pass"
 
 
@@ -214,6 +215,7 @@ class Trace:
         self.units = Units()
         self.step = 0
         self.training = False
+        self._following = False
         self.features: dict[str, tuple[Axes, tuple[int, ...]]] = {}
         self.order: list[_Entry] = []  # as they are seen
         self._layouts: Any = WeakTensorKeyDictionary()
@@ -305,6 +307,8 @@ class Trace:
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if not self._following:
+                    return
                 times[name] += 1
                 called = name if times[name] == 1 else f"{name}#{times[name]}"
                 if isinstance(output, Tensor):
@@ -313,7 +317,8 @@ class Trace:
             return hook
 
         def on_layer(layer: Layer) -> None:
-            sites[layer.name] = self.of(layer.post), tuple(layer.post.shape)
+            if self._following:
+                sites[layer.name] = self.of(layer.post), tuple(layer.post.shape)
 
         with ExitStack() as undo:
             for name, part in model.named_modules():
@@ -337,8 +342,12 @@ class Trace:
         for x in copies[1]:
             self._layouts[x] = tuple(INPUT if n > 1 else None for n in x.shape)
             self._constant[x] = False
-        with _NoDropout(), _Follow(self):
-            output = model(*copies[1])
+        self._following = True
+        try:
+            with _NoDropout(), _Follow(self):
+                output = model(*copies[1])
+        finally:
+            self._following = False
         if self._calls != writes.calls:
             raise SpecError("two runs of the network differ in the operations that they consist of")
         found = tensors_in(output)
@@ -419,11 +428,11 @@ class Trace:
                 self.units.use(a)
 
     def unused(self) -> list[str]:
-        """Parameters not seen so far."""
+        """Weights and buffers (but counters) not seen so far."""
         return [
             entry.names[0]
             for entry in self._entries.values()
-            if entry.axes is None and isinstance(entry.tensor, nn.Parameter)
+            if entry.axes is None and entry.tensor.ndim > 0
         ]
 
     # ---- what it comes to -----------------------------------------------------------------------
@@ -432,15 +441,20 @@ class Trace:
         """What follows from all that was seen."""
         for entry in self.order:
             self._note_blocks(entry.axes or ())
-        slots = [
-            (entry.names[0], a.reshape(-1))
+        held = [
+            (entry, a.reshape(-1))
             for entry in self.order
             for a in entry.axes or ()
             if isinstance(a, np.ndarray)
         ]
-        labels = np.concatenate([a for _, a in slots]) if slots else np.empty(0, np.int64)
-        ends = np.cumsum([len(a) for _, a in slots])
-        solution = self._solution = self.units.solve(labels)
+        slots = [(entry.names[0], a) for entry, a in held]
+        labels = np.concatenate([a for _, a in held]) if held else np.empty(0, np.int64)
+        ends = np.cumsum([len(a) for _, a in held])
+        solution = self.units.solve(labels)
+        if (data := _data(held, solution)).size:
+            self.units.freeze(data, DATA)
+            solution = self.units.solve(labels)
+        self._solution = solution
         number = np.full(len(solution.reason), -1)
         count = 0
         units: dict[str, np.ndarray] = {}
@@ -518,6 +532,24 @@ class Trace:
             if text := "; ".join(reason for reason in given if reason):
                 why[k] = text
         return layout, why
+
+
+def _data(held: list[tuple[_Entry, np.ndarray]], solution: Solution) -> np.ndarray:
+    """Labels of units that a buffer holds and no weight makes: one weight reads them, at most.
+
+    To permute a grid of coordinates along with the weight that reads it would change nothing, but
+    the grid is not learned: two networks have the same one, and it should stay so.
+    """
+    weights = np.zeros(len(solution.reason), np.int64)
+    buffers = np.zeros(len(solution.reason), np.int64)
+    for entry, labels in held:
+        count = weights if isinstance(entry.tensor, nn.Parameter) else buffers
+        count[np.unique(solution.unit[labels])] += 1
+    units = [f.units.reshape(-1) for f in solution.families]
+    data = [u for u in units if (buffers[u] > 0).all() and (weights[u] <= 1).all()]
+    return (
+        np.flatnonzero(np.isin(solution.unit, np.concatenate(data))) if data else np.empty(0, int)
+    )
 
 
 def _axis(labels: Ax, k: int, solution: Solution, number: np.ndarray) -> Axis | None:

@@ -7,7 +7,7 @@ and α, so that the claims can resample images. Everything comes from the same f
 Of a batch, A's pre- and post-activations and the inputs of its linear maps wait for B's pass, which
 uses them up layer by layer (Dist_σ, Gram matrices, commutativity); after it only the two modes'
 post-activations are left, for the passes that follow. A stitched network does not compute the
-linear maps below the layer it is stitched at, whose results nothing would see.
+linear maps and norms below the layer it is stitched at, whose results nothing would see.
 """
 
 from __future__ import annotations
@@ -346,16 +346,18 @@ def _dist_sigma(x: Tensor, y: Tensor) -> Tensor:
 
 
 Linear = nn.Linear | nn.Conv2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm
 
 
 def _linear_modules(
     module: nn.Module, taps: Taps, example: Tensor
-) -> tuple[dict[str, Linear], dict[str, list[tuple[Linear, torch.Size]]]]:
-    """The linear maps that run, in order of execution; and for each layer those that ran before.
+) -> tuple[dict[str, Linear], dict[str, list[tuple[nn.Module, torch.Size]]]]:
+    """The linear maps that run, in order of execution; and for each layer what is below it.
 
-    The latter with the shape of one image's result, and only maps that do not run again later.
+    That is the linear maps and norms that ran before the layer, and not again after it, each with
+    the shape of one image's result.
     """
-    candidates = {name: m for name, m in module.named_modules() if isinstance(m, Linear)}
+    candidates = {n: m for n, m in module.named_modules() if isinstance(m, Linear | Norm)}
     ran: list[str] = []
     ran_before: dict[str, list[str]] = {}
     shapes: dict[str, torch.Size] = {}
@@ -384,19 +386,24 @@ def _linear_modules(
         ]
         for layer, before in ran_before.items()
     }
-    return {name: candidates[name] for name in dict.fromkeys(ran)}, below
+    linear = {n: m for n in dict.fromkeys(ran) if isinstance(m := candidates[n], Linear)}
+    return linear, below
 
 
 @contextmanager
-def _skipped(modules: Sequence[tuple[Linear, torch.Size]]) -> Iterator[None]:
-    """Within, these linear maps give zeros of the right shape and compute nothing."""
+def _skipped(modules: Sequence[tuple[nn.Module, torch.Size]]) -> Iterator[None]:
+    """Within, these modules give a tensor of the right shape and compute nothing.
 
-    def zeros(shape: torch.Size):  # type: ignore[no-untyped-def]
-        return lambda x: x.new_zeros(len(x), *shape)
+    What is in it does not matter, not even NaN: `Taps.stitch` has shown that the output does not
+    depend on it.
+    """
+
+    def nothing(shape: torch.Size):  # type: ignore[no-untyped-def]
+        return lambda x: x.new_empty(len(x), *shape)
 
     own = [module.__dict__.get("forward") for module, _ in modules]
     for module, shape in modules:
-        module.__dict__["forward"] = zeros(shape)  # on the instance: found before the class's
+        module.__dict__["forward"] = nothing(shape)  # on the instance: found before the class's
     try:
         yield
     finally:

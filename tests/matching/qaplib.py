@@ -254,7 +254,7 @@ _BUR26A_B = (
     "000100070078052900040101000000010002"
 )
 
-# The optimum, and a permutation that has it (none given for tai10a; the best known, tai40a).
+# The optimum, and a permutation that has it (none for tai10a; of tai40a the best value known).
 OPTIMUM = {
     "chr12c": 11156,
     "chr15a": 9896,

@@ -90,7 +90,6 @@ def test_statistics_that_only_train_mode_uses() -> None:
     spec = derive_spec(model, x)
     assert [g.shape for g in spec.groups.values()] == [(6,)]
     state = _trial_state(model)
-    # used in train mode alone, and no parameter: nothing says that it must be followed
     perms = random(spec)
     fixed = replace(spec, layouts=dict(spec.layouts) | {"largest": (None,)})
     with pytest.raises(SpecError, match="after a pass in train mode, largest differs"):

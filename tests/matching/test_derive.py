@@ -149,13 +149,30 @@ def test_every_site_has_a_layout_and_the_hidden_ones_units(name: str) -> None:
         assert any(axis is not None for axis in spec.features[site])
 
 
-def test_leaf_modules_have_layouts() -> None:
-    _, spec = derived(EXAMPLES["vgg"])
-    assert {"features.0", "features.1", "features.3", "classifier.0"} <= set(spec.features)
-    layout = spec.features["features.1"]
-    assert layout[0] is None
-    assert layout[1] is not None
-    assert layout[1].units.shape == (1, 6, 1, 1)
+@pytest.mark.parametrize("name", ["vgg", "vit", "unet", "grouped"])
+def test_leaf_modules_have_layouts(name: str) -> None:
+    model, spec = derived(EXAMPLES[name])
+    x = EXAMPLES[name].inputs()[0].double()
+    state = _doubled(_trial_state(model))
+    moved = spec.apply(state, perms := spec.random(torch.Generator().manual_seed(5)))
+    names = [n for n, part in model.named_modules() if n and not list(part.children())]
+    model.double().eval()
+    sites = set(Taps(model, x).names)
+    outputs: dict[str, list[Tensor]] = {}
+    for n in names:
+        model.get_submodule(n).register_forward_hook(
+            lambda m, args, out, n=n: outputs.setdefault(n, []).append(out.clone())
+        )
+    for weights in (state, moved):
+        model.load_state_dict(weights)
+        model(x)
+    seen = 0
+    for n in set(spec.features) - sites & set(outputs):
+        if len(outputs.get(n, [])) == 2:
+            expected = spec.apply_to_feature(n, outputs[n][0], perms)
+            torch.testing.assert_close(outputs[n][1], expected, rtol=1e-9, atol=1e-9)
+            seen += not torch.allclose(*outputs[n])
+    assert seen
 
 
 def test_deriving_twice_gives_the_same() -> None:
@@ -471,6 +488,25 @@ def test_weights_that_share_memory_are_fixed() -> None:
     spec = derive_spec(Shares(), torch.randn(2, 5), verify=False)
     assert not spec.groups
     assert "shares its memory" in spec.explain("up.bias")
+
+
+def test_what_a_buffer_holds_is_not_permuted() -> None:
+    """A grid of coordinates is read by a linear map, and is no layer."""
+
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("grid", torch.randn(7, 4))
+            self.register_buffer("scale", torch.rand(6))
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :3] + self.down(self.scale * self.up(self.grid).relu()).sum(0)
+
+    spec = derive_spec(Grid(), torch.randn(2, 5))
+    assert list(spec.groups) == ["up.weight"]
+    assert "fixed: read from a buffer" in spec.explain("grid")
+    assert "up.weight" in spec.explain("scale")
 
 
 def test_a_group_that_fails_the_check_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,16 +44,19 @@ NETWORKS: dict[str, tuple[Build, int, int]] = {
     "resnet50": (models.resnet50, 32, 37),
     # as ResNet-50, but for each block the groups of its convolution, and the channels in them
     "resnext50": (models.resnext50_32x4d, 32, 53),
-    # the stem, 58 layers with a hidden layer and an output each, and 3 transitions; but the last
-    # transition before each block and the outputs keep apart: they are read at other places
+    # the stem, 58 layers with a hidden layer and an output each, and 3 transitions
     "densenet121": (models.densenet121, 32, 120),
-    # 7 streams, 16 + 1 hidden layers and the last one
+    # the stem, 7 streams, 16 hidden layers and the last one
     "mobilenet_v2": (models.mobilenet_v2, 32, 25),
+    # as measured: what the shuffles bring together is more than one can count
     "shufflenet_v2_x0_5": (models.shufflenet_v2_x0_5, 32, 80),
-    # 4 streams; 3 times before the stem's norm ends; 18 blocks with a hidden layer each
-    "convnext_tiny": (models.convnext_tiny, 32, 21),
+    # 4 streams, and 18 blocks with a hidden layer each
+    "convnext_tiny": (models.convnext_tiny, 32, 22),
+    # the stem, 7 streams, 16 blocks with a squeezed layer and 15 with a hidden one, the last one
     "efficientnet_b0": (models.efficientnet_b0, 32, 40),
+    # the stem, and 8 times one layer squeezed and two expanded
     "squeezenet1_1": (models.squeezenet1_1, 48, 25),
+    # 3 convolutions, 9 times 6 in the branches, and 2 in each of 2 auxiliary heads
     "googlenet": (lambda: models.googlenet(init_weights=False), 64, 61),
 }
 

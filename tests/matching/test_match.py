@@ -77,6 +77,9 @@ def test_data_may_be_gone_through_once(method: Any) -> None:
     )
     assert one.objective == two.objective
     assert equal(one.permutations, two.permutations)
+    if method != "weight":
+        direct = METHODS[method](a, b, spec, module, data, **OPTIONS[method])
+        assert one.objective == direct.objective
 
 
 def test_held_out_reaches_ste() -> None:

@@ -133,20 +133,15 @@ def test_gradient_is_autograd_s(n: int, terms: int, seed: int) -> None:
 
 
 def test_nearly_symmetric_is_not_symmetric() -> None:
-    """A matrix a little off symmetric is treated exactly, one off by rounding alone to rounding."""
-    instance = Instance(12, 0, terms=1, kind="symmetric")
+    """The shorter product is for matrices that are symmetric but for rounding alone."""
+    instance = Instance(12, 0, terms=1, kind="symmetric A")
     (A, B), X = instance.quadratic[0], instance.doubly_stochastic()
-    for off in (0.0, 1e-15, 1e-12, 1e-9, 1e-3):
-        A_off, B_off = A.clone(), B.clone()
+    for off in (0.0, 1e-15, 1e-11, 1e-9, 1e-3):
+        A_off = A.clone()
         A_off[2, 5] += off
-        B_off[7, 1] += off
-        expected = A_off @ X @ B_off + A_off.T @ X @ B_off.T
-        got = qap_gradient([(A_off, B_off)], None, X)
-        torch.testing.assert_close(got, expected, rtol=0, atol=2e-12)
-        if off >= 1e-9:
-            assert not torch.equal(A_off, A_off.T)
-            twice = 2 * A_off @ X @ B_off
-            assert float((got - twice).abs().max()) > 0.01 * off
+        expected = A_off @ X @ B + A_off.T @ X @ B.T
+        got = qap_gradient([(A_off, B)], None, X)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=100)

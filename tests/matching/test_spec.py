@@ -177,6 +177,19 @@ def test_part_of_an_axis_may_be_fixed() -> None:
     assert "fixed" in its_spec.explain("weight")
 
 
+def test_positions_tell_the_indices_of_a_unit_apart() -> None:
+    """Two units of two positions each, the second unit's the other way round."""
+    module, numbers = nn.Linear(4, 2), Numbers()
+    ((one, two),) = numbers.group("g", 2)
+    mixed = Axis(np.array([[one, one, two, two]]), np.array([[0, 1, 1, 0]]))
+    its_spec = spec(module, numbers, {"weight": (None, mixed)}, {})
+    w = module.weight.detach()
+    (use,) = its_spec.uses("g")
+    assert torch.equal(use.rows(w), torch.stack([w.T[[0, 1]], w.T[[3, 2]]]).flatten(1))
+    moved = its_spec.apply({"weight": w, "bias": torch.zeros(2)}, {"g": torch.tensor([1, 0])})
+    assert torch.equal(moved["weight"], w[:, [3, 2, 1, 0]])
+
+
 def test_random_is_uniform_and_a_function_of_the_generator() -> None:
     _, its_spec = mlp(2, 3, 2)
     g = torch.Generator().manual_seed(0)

@@ -70,29 +70,34 @@ def test_what_is_not_matched_gets_no_gradient() -> None:
     assert middle["bn1.num_batches_tracked"] == 3
 
 
-def test_a_run_against_the_loop_of_the_paper() -> None:
-    """Three steps written out: match θ̂ and B, step along the gradient at the midpoint."""
+def test_a_run_against_the_loop_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six steps written out: match θ̂ and B, step along the gradient at the midpoint."""
     module, spec = mlp(4, 6, 5, 4)
     a, b = randomised(module, 0), randomised(module, 1)
-    data, held = batches((4,), 24, size=8), batches((4,), 16, seed=1)
+    data, held = batches((4,), 48, size=8), batches((4,), 16, seed=1)
+    path: list[tuple[State, State]] = []
+
+    def recorded(a: State, permuted: State, free: State) -> State:
+        path.append((permuted, {k: v.detach().clone() for k, v in free.items()}))
+        return midpoint(a, permuted, free)
+
+    monkeypatch.setattr(ste, "midpoint", recorded)
     match = match_straight_through(
-        a, b, spec, module, data, held, lr=5.0, momentum=0.9, steps=3, every=1, sweeps=50, seed=5
+        a, b, spec, module, data, held, lr=5.0, momentum=0.9, steps=6, every=1, sweeps=50, seed=5
     )
 
     x, y = (torch.cat(part) for part in zip(*data))
-    generator = torch.Generator().manual_seed(5)
-    order = torch.randperm(24, generator=generator)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(5))
     start = match_weights(a, b, spec, seed=5).permutations
     free = {k: v.clone() for k, v in a.items()}
     velocity = {k: torch.zeros_like(v) for k, v in a.items()}
     candidates, perms = [start], start
-    for here in order.split(8):
-        perms = match_weights(free, b, spec, start=perms, seed=0).permutations
+    for here, (permuted, at_step) in zip(order.split(8), path, strict=True):
+        perms = match_weights(free, b, spec, start=perms).permutations
         candidates.append(perms)
-        at = {
-            k: v.clone().requires_grad_()
-            for k, v in interpolate(a, spec.apply(b, perms), 0.5).items()
-        }
+        assert equal(permuted, spec.apply(b, perms))
+        torch.testing.assert_close(at_step, free)
+        at = {k: v.clone().requires_grad_() for k, v in interpolate(a, permuted, 0.5).items()}
         F.cross_entropy(torch.func.functional_call(module, at, (x[here],)), y[here]).backward()
         for k, v in at.items():
             assert v.grad is not None
@@ -101,7 +106,7 @@ def test_a_run_against_the_loop_of_the_paper() -> None:
     losses = [loss_halfway(module, a, spec.apply(b, p), held) for p in candidates]
     assert match.objective[0] == pytest.approx(losses[0], rel=1e-5)
     assert match.objective[-1] == pytest.approx(min(losses), rel=1e-5)
-    assert len({round(v, 6) for v in losses}) > 1, "the loop must get somewhere else"
+    assert len({round(v, 6) for v in losses}) > 2, "the loop must get somewhere else"
 
 
 # ---- selection ----------------------------------------------------------------------------------

@@ -167,3 +167,20 @@ def test_llfc_zero_features_are_undefined_not_zero() -> None:
         assert undefined(defect) == sorted({1, *dead})
         assert undefined(slope) == dead  # f = 0 against a living z is a coefficient: 0
     assert float(measured(f, a, b, 0.25)[1][1]) == 0
+
+
+@pytest.mark.parametrize("left", [0.0, 1e-8, 1e-7, 1e-5, 1e-2])
+def test_llfc_what_cancels_in_z_is_undefined(left: float) -> None:
+    """b = −a but for a share of ``left``: z is rounding below 1e-6 of its parts, and then has no
+    direction; above, its cosine is right to what the rounding of float32 leaves."""
+    _, a, other = features(5, 6, 500, "unrelated")
+    b = left * other - a
+    f = a + other
+    defect, slope = measured(f, a, b, 0.5)
+    for values in (defect, slope):
+        assert values.isnan().all() if left < 5e-7 else values.isfinite().all()
+    if left >= 1e-5:
+        want = oracle(f, a, left * other.double() - a.double(), 0.5)[0]
+        torch.testing.assert_close(defect, want, rtol=0, atol=1e-6 / left)
+    # At every other α it is a number.
+    assert measured(f, a, b, 0.25)[0].isfinite().all()

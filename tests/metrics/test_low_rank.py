@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from llfc_core.metrics.low_rank import (
     GramAccumulator,
+    _needed_if_certain,
     rank_share,
     squared_singular_values,
     stable_rank,
@@ -67,3 +68,33 @@ def test_zero_matrix_has_no_rank():
 def test_nothing_streamed_is_an_error():
     with pytest.raises(ValueError, match="no features"):
         GramAccumulator().squared_singular_values()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("energy", [0.5, 0.95, 0.999, 0.9999])
+def test_rank_share_of_wide_features_is_that_of_all_eigenvalues(decay, energy):
+    """Fast decay is certain from a few columns; without any, all eigenvalues are taken."""
+    d = 800
+    g = torch.Generator().manual_seed(0)
+    scale = torch.arange(1, d + 1).double() ** -decay
+    q = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
+    gram = GramAccumulator()
+    gram.update((scale[:, None] * q)[:500])
+    gram.update((scale[:, None] * q)[500:])
+    direct = rank_share(scale.square(), energy)
+    assert float(gram.rank_share(energy)) == float(direct)
+    certain = _needed_if_certain(gram.gram, energy)
+    assert certain in (None, round(d * float(direct)))
+    if decay in (0.0, 0.3, 4.0):
+        assert (certain is None) == (decay < 1)
+
+
+def test_rank_share_of_few_points_in_many_dimensions():
+    h = torch.randn(60, 900, generator=torch.Generator().manual_seed(1)) + 0.3
+    gram = GramAccumulator()
+    gram.update(h)
+    assert float(gram.rank_share()) == float(rank_share(gram.squared_singular_values()))
+    assert _needed_if_certain(gram.gram, 0.95) is not None
+    dead = GramAccumulator()
+    dead.update(torch.zeros(4, 900))
+    assert dead.rank_share().isnan()

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from llfc_core.classification import errors
+from llfc_core.features import Taps
 from llfc_core.metrics import Measurement, measure
 from llfc_core.metrics.commutativity import SUMS
 from llfc_core.pairs import ModePair, interpolate
+from tests.metrics.memory import LiveBytes
 
 State = dict[str, Tensor]
 Forward = Callable[[Mapping[str, Tensor], Tensor], dict[str, Tensor]]
@@ -439,29 +440,6 @@ def test_measure_a_tie_is_an_error() -> None:
 # ---- memory -------------------------------------------------------------------------------------
 
 
-class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations made and that are still alive; ``peak`` is the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        if self._total() > self.peak:
-            self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
-            self.peak = max(self.peak, self._total())
-        return out
-
-    def _total(self) -> int:
-        return sum(size for _, size in self.alive.values())
-
-
 def peak_bytes(batches: int) -> tuple[int, Measurement]:
     """Peak of one pass over so many batches of 8 images, which are made one at a time."""
     widths = (12, 400, 400, 5)
@@ -490,6 +468,106 @@ def test_measure_memory_is_flat_in_the_number_of_images() -> None:
     # Numbers exist twice while batches are put together; features would add 12 batches' worth.
     assert growth <= 2 * numbers + one_batch_of_features, f"{growth} bytes more"
     assert 12 * one_batch_of_features > 4 * (2 * numbers + one_batch_of_features)
+
+
+class Wide(nn.Module):
+    """Two maps of 16 × 24 × 24 and next to nothing beside them: features are all there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return self.fc(h.mean((2, 3)))
+
+
+def wide_batch(n: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 1, 24, 24), torch.randint(5, (n,))
+
+
+def test_measure_memory_is_that_of_one_batch() -> None:
+    """A's pre- and post-activations and inputs, B's post-activations, and what a layer computes.
+
+    Keeping three models' features of the 24 batches, the straightforward way, would take 24 times
+    three modes' features of a batch.
+    """
+    pair = ModePair("wide", Wide(), state(Wide, torch.float32), state(Wide, torch.float32))
+    n, d = 8, 16 * 24 * 24
+    mode = n * 2 * d * 4
+    peaks = {}
+    for batches in (1, 24):
+        with LiveBytes() as live:
+            m = measure(pair, (wide_batch(n) for _ in range(batches)), alphas=(0.25, 0.5, 0.75))
+        peaks[batches] = live.peak
+    assert peaks[1] > 2 * mode, "the count misses what it should count"
+    assert peaks[24] < 6 * mode, f"{peaks[24] / mode:.1f} modes' features at once"
+    # What grows are the numbers, which exist twice while batches are put together.
+    assert peaks[24] - peaks[1] < 2 * sum(v.nbytes for v in m.values.values()) < mode
+    assert 24 * 3 * mode > 12 * peaks[24]
+
+
+# ---- stitching ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """Tensors whose memory nobody has written hold NaN, not what happened to be there."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+def test_measure_stitched_networks_compute_all_that_can_be_seen() -> None:
+    """Layers below the cut are skipped: the errors are those of networks run in full, and the
+    module is as it was."""
+    pair = ModePair("wide", Wide(), state(Wide, torch.float32), state(Wide, torch.float32))
+    x, y = wide_batch(40)
+    before = {name: dict(part.__dict__) for name, part in pair.module.named_modules()}
+    m = measure(pair, [(x, y)], alphas=(0.5,))
+    taps = Taps(pair.module, x[:2])
+    assert taps.names == m.layers
+    for layer, found in zip(m.layers[:-1], m.values["stitched_error"]):
+        for side, (lower, upper) in enumerate([(pair.a, pair.b), (pair.b, pair.a)]):
+            want = errors(taps.stitch(x, layer, lower, upper), y).double()
+            np.testing.assert_array_equal(found[side], want)
+    assert m.values["stitched_error"][:-1].std() > 0
+    for name, part in pair.module.named_modules():
+        assert part.__dict__.keys() == before[name].keys()
+
+
+class CalledTwice(Wide):
+    """conv2 runs below the first activation and above it: it must not be skipped there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv2(self.conv1(x)))
+        return self.fc(F.relu(self.conv2(h)).mean((2, 3)))
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+def test_measure_stitching_runs_what_is_called_again_above() -> None:
+    make = CalledTwice
+    pair = ModePair("twice", make(), state(make, torch.float32), state(make, torch.float32))
+    x, y = wide_batch(40)
+    m = measure(pair, [(x, y)], alphas=(0.5,))
+    taps = Taps(pair.module, x[:2])
+    want = errors(taps.stitch(x, m.layers[0], pair.a, pair.b), y).double()
+    np.testing.assert_array_equal(m.values["stitched_error"][0, 0], want)
+
+
+def test_measure_refuses_hidden_features_that_overflow() -> None:
+    """The loss alone does not show it: a sigmoid makes a finite number of infinity."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Sigmoid(), nn.Linear(5, 5))
+    a = {k: torch.full_like(v, 3e38) if k == "1.bias" else v for k, v in net.state_dict().items()}
+    a["1.weight"] = torch.full_like(a["1.weight"], 3e38)
+    x = torch.ones(3, 1, 3, 4)
+    with pytest.raises(ValueError, match="finite"):
+        measure(ModePair("overflow", net, a, net.state_dict()), [(x, torch.zeros(3).long())])
 
 
 # ---- refusals -----------------------------------------------------------------------------------

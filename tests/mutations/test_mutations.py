@@ -31,6 +31,7 @@ class Mutation:
 
 
 LLFC, MEASURE = "llfc_core/metrics/llfc.py", "llfc_core/metrics/measure.py"
+C = "llfc_core/kernels/kernels.c"
 CLAIMS, BOOTSTRAP = "llfc_core/claims.py", "llfc_core/metrics/bootstrap.py"
 CONDITIONS = "tests/metrics/test_measure_conditions.py"
 
@@ -65,10 +66,10 @@ MUTATIONS = [
     ),
     Mutation(
         "sums in float32",
-        LLFC,
-        "return (x * y).sum(dim=1, dtype=torch.float64)",
-        "return (x * y).sum(dim=1).double()",
-        "tests/metrics/test_llfc.py",
+        "llfc_core/kernels/eager.py",
+        "f = feature[rows].double()",
+        "f, x, y = feature[rows].float(), a[rows].float(), b[rows].float()",
+        "tests/metrics/test_kernels.py",
     ),
     Mutation(
         "α swapped in the weights",
@@ -103,14 +104,14 @@ MUTATIONS = [
         MEASURE,
         "found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)",
         "from llfc_core.metrics.weak_additivity import dist_sigma_at\n"
-        "        return dist_sigma_at(x, y, 0.5)",
+        "    return dist_sigma_at(x, y, 0.5)",
         CONDITIONS,
     ),
     Mutation(
         "Dist_σ of features instead of pre-activations",
         MEASURE,
-        "x, y = a.pre[name], b.pre[name]",
-        "x, y = flatten(a.post[name]), flatten(b.post[name])",
+        "_dist_sigma(a.pre.pop(name), flatten(layer.pre))",
+        "_dist_sigma(x, y)",
         CONDITIONS,
     ),
     Mutation(
@@ -123,8 +124,8 @@ MUTATIONS = [
     Mutation(
         "commutativity of A's features with themselves",
         MEASURE,
-        "accumulator.update(a.inputs[name], b.inputs[name])",
-        "accumulator.update(a.inputs[name], a.inputs[name])",
+        "self.commutativity[name].update(a.inputs.pop(name), x)",
+        "self.commutativity[name].update(x, x)",
         CONDITIONS,
     ),
     Mutation(
@@ -158,9 +159,68 @@ MUTATIONS = [
     Mutation(
         "Gram matrix of the last batch only",
         "llfc_core/metrics/low_rank.py",
-        "self.gram = h.T @ h if self.gram is None else self.gram.addmm_(h.T, h)",
-        "self.gram = h.T @ h",
+        "if self.gram is None:\n            self",
+        "if True:\n            self",
         "tests/metrics/test_low_rank.py",
+    ),
+    Mutation(
+        "the last columns of a row left out",
+        C,
+        "sums[0] += x * ra[j];",
+        "sums[0] += 0 * x * ra[j];",
+        "tests/metrics/test_kernels.py",
+    ),
+    Mutation(
+        "the last block of a row only",
+        C,
+        "for (int s = 0; s < 3; s++) to[s] += sums[s];",
+        "for (int s = 0; s < 3; s++) to[s] = sums[s];",
+        "tests/metrics/test_kernels.py",
+    ),
+    Mutation(
+        "‖x − y‖² by subtracting sums",
+        C,
+        "memcpy(out + 4 * i, sums, sizeof sums);",
+        "sums[3] = (float)sums[0] - 2 * (float)sums[1] + (float)sums[2];"
+        " memcpy(out + 4 * i, sums, sizeof sums);",
+        "tests/metrics/test_kernels.py",
+    ),
+    Mutation(
+        "Dist_σ at the kinks alone",
+        C,
+        "search(on, &top);",
+        "(void)on;",
+        "tests/metrics/test_weak_additivity.py",
+    ),
+    Mutation(
+        "what is called again above a cut is skipped below it",
+        MEASURE,
+        "if before.count(name) == ran.count(name)",
+        "if name in ran",
+        "tests/metrics/test_measure.py",
+    ),
+    Mutation(
+        "a mode's features kept for good",
+        MEASURE,
+        "collected.append(one_pass.batch(inputs, labels))",
+        "collected.append(one_pass.batch(inputs, labels))\n"
+        "            one_pass.kept = [*getattr(one_pass, 'kept', []),"
+        " one_pass._collect(inputs).post]",
+        "tests/metrics/test_measure.py",
+    ),
+    Mutation(
+        "rank from Cholesky's bound below alone",
+        "llfc_core/metrics/low_rank.py",
+        "if at_least == at_most:",
+        "if at_most:",
+        "tests/metrics/test_low_rank.py",
+    ),
+    Mutation(
+        "cancelled z taken for a direction",
+        LLFC,
+        "CANCELLED = 1e-12",
+        "CANCELLED = 0.0",
+        "tests/metrics/test_llfc.py",
     ),
     Mutation(
         "barrier over a chord with its ends swapped",

@@ -1,0 +1,79 @@
+"""The rows of the paper as data: recipes of a replicate, bounds of a setting."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from fixtures.settings import SETTINGS, Matched, Setting, Spawned, replicate
+from llfc_core import claims
+from llfc_core.training import Point
+
+ALL = [
+    pytest.param(setting, id=f"{scale}-{setting.id}")
+    for scale, settings in SETTINGS.items()
+    for setting in settings
+]
+
+
+@pytest.mark.parametrize("scale", SETTINGS)
+def test_ids_are_unique(scale: str) -> None:
+    ids = [setting.id for setting in SETTINGS[scale]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_setting_of_the_paper_has_a_quick_row() -> None:
+    kinds = {(s.recipe.net.name, type(s.link), s.link.name) for s in SETTINGS["paper"]}
+    quick = {(s.recipe.net.name, type(s.link), s.link.name) for s in SETTINGS["quick"]}
+    assert kinds <= quick
+
+
+@pytest.mark.parametrize("row", ALL)
+def test_pairs_that_are_matched_or_independent_share_no_seed(row: Setting) -> None:
+    for r in (replicate(row, 0), replicate(row, 1)):
+        assert r.c.parent is None is r.d.parent
+        assert r.c.seeds.init != r.d.seeds.init
+        assert r.c.seeds.order != r.d.seeds.order
+        if isinstance(row.link, Matched):
+            assert (r.a, r.b) == (r.c, r.d)
+        else:
+            assert r.a.seeds.order != r.b.seeds.order
+            assert r.a.seeds.init == r.b.seeds.init
+            assert (r.a.parent is None) == (row.link.at == Point())
+            assert r.a.parent == r.b.parent
+
+
+@pytest.mark.parametrize("row", ALL)
+def test_replicates_have_no_mode_in_common(row: Setting) -> None:
+    modes = [set(vars(replicate(row, i)).values()) for i in range(4)]
+    assert all(x.isdisjoint(y) for x, y in itertools.combinations(modes, 2))
+
+
+@pytest.mark.parametrize("row", ALL)
+def test_early_and_initial_are_on_the_line_of_a(row: Setting) -> None:
+    r = replicate(row, 0)
+    line = r.a.parent or r.a
+    assert replace(r.early, stop=None) == replace(line, stop=None) == replace(r.initial, stop=None)
+    assert (r.early.stop, r.initial.stop) == (Point(epochs=1), Point())
+
+
+@pytest.mark.parametrize("row", ALL)
+def test_findings_and_bounds_speak_of_claims_that_exist(row: Setting) -> None:
+    names = {c.name for c in (*claims.ALL, *claims.MATCHING)}
+    controls = {f"{name} on {c}" for name in names for c in ("independent", "shuffled", "random")}
+    assert row.findings.keys() <= names | controls
+    assert row.bounds.keys() <= names
+    assert all(row.findings.values())
+
+
+def test_a_setting_s_own_bound_replaces_the_claim_s_and_brings_its_reason() -> None:
+    setting = replace(SETTINGS["quick"][0], bounds={claims.LLFC_COSINE.name: (0.5, "because")})
+    own = setting.claim(claims.LLFC_COSINE)
+    assert (own.bound, own.reason) == (0.5, "because")
+    assert replace(own, bound=claims.LLFC_COSINE.bound, reason=claims.LLFC_COSINE.reason) == (
+        claims.LLFC_COSINE
+    )
+    assert setting.claim(claims.LLFC_COEF) is claims.LLFC_COEF
+    assert isinstance(setting.link, Spawned)
