@@ -39,12 +39,13 @@ class Claim:
         Why the bound is where it is. Chosen on trial pairs, of other seeds than those judged.
     judged
         What the statistic's last axis runs over: "layers", of which all, the "hidden" ones or the
-        "output" are judged; the "linear" maps, of which the first is left out as its input is the
-        data (Appendix B.3); the "weights" of all maps but the last; or one number for the
+        "output" are judged, or of the hidden ones those that "cut" the network in two or are
+        narrow enough to be "ranked"; the "linear" maps, of which the first is left out as its input
+        is the data (Appendix B.3); the "weights" of all maps but the last; or one number for the
         "network".
     pairs
-        Which pairs of a setting it speaks of: the linked ones, or a mode and itself earlier in
-        its training.
+        Which pairs of a setting it speaks of: the linked ones, those with BatchNorm's statistics
+        estimated anew between A and B, or a mode and itself earlier in its training.
     against_independent
         The number is the ratio of the statistic on independent pairs to that on linked ones.
     look_at
@@ -60,8 +61,10 @@ class Claim:
     unit: str
     reason: str
     look_at: str
-    judged: Literal["layers", "hidden", "output", "linear", "weights", "network"] = "layers"
-    pairs: Literal["linked", "training"] = "linked"
+    judged: Literal[
+        "layers", "hidden", "cut", "ranked", "output", "linear", "weights", "network"
+    ] = "layers"
+    pairs: Literal["linked", "re-estimated", "training"] = "linked"
     against_independent: bool = False
 
 
@@ -266,6 +269,17 @@ LMC_LOSS = Claim(
     look_at="the learning rate and the spawning point: later spawning lowers the barrier",
 )
 
+LMC_REESTIMATED = tuple(
+    replace(
+        claim,
+        name=f"{claim.name}-re-estimated",
+        source=f"{claim.source}; Jordan et al. 2023",
+        statement=f"{claim.statement}, BatchNorm's statistics being estimated anew in between",
+        pairs="re-estimated",
+    )
+    for claim in (LMC_ERROR, LMC_LOSS)
+)
+
 LLFC_COSINE = Claim(
     name="llfc-cosine",
     source="Def. 2, Fig. 2, 8",
@@ -462,7 +476,7 @@ STITCHING = Claim(
     unit="pp",
     reason="Trial pairs: 1.7 points or less; pairs trained apart, 65 points or more.",
     look_at="the layer marked; early layers are stitched with the largest penalty",
-    judged="hidden",
+    judged="cut",
 )
 
 LEMMA1 = Claim(
@@ -516,7 +530,7 @@ LOW_RANK_FEATURES = Claim(
     unit="",
     reason="Trial modes: 0.14 or less; networks at initialisation have 0.27 or more at first.",
     look_at="the layer marked; the first one is nearest to the data",
-    judged="hidden",
+    judged="ranked",
     pairs="training",
 )
 
@@ -600,9 +614,16 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     maps = claim.judged in ("linear", "weights")
     names = measurement.linear if maps else measurement.layers
     indices = list(range(len(names)))
-    if claim.judged in ("hidden", "weights"):
+    if claim.judged in ("hidden", "cut", "ranked", "weights"):
         indices = indices[:-1]
-    elif claim.judged == "output":
+    # What the network's shape leaves undefined is no failing of the pair.
+    if claim.judged == "cut":
+        indices = [
+            i for i in indices if not np.isnan(measurement.values["stitched_error"][i]).all()
+        ]
+    elif claim.judged == "ranked":
+        indices = [i for i in indices if not np.isnan(measurement.constants["feature_rank"][i, 0])]
+    if claim.judged == "output":
         indices = indices[-1:]
     elif claim.judged == "linear":
         indices = indices[1:]
@@ -611,7 +632,9 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     return names, indices
 
 
-def vacuous(pairs: Sequence[Measurement], of: Literal["linked", "training"] = "linked") -> str:
+def vacuous(
+    pairs: Sequence[Measurement], of: Literal["linked", "re-estimated", "training"] = "linked"
+) -> str:
     """Why nothing can be learned from pairs, or an empty string if something can.
 
     A and B must differ, have moved apart in their hidden features, be accurate, and have features
@@ -622,7 +645,7 @@ def vacuous(pairs: Sequence[Measurement], of: Literal["linked", "training"] = "l
         means = m.means()
         guessing = 1 - 1 / m.classes
         error = float(means["error"][0, -1])
-        if of == "linked":
+        if of != "training":
             error = max(error, float(means["error"][0, 0]))
         if error > (1 - ACCURATE) * guessing:
             return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
@@ -630,6 +653,8 @@ def vacuous(pairs: Sequence[Measurement], of: Literal["linked", "training"] = "l
             continue
         if m.distance == 0:
             return "A and B are the same network"
+        if len(m.layers) == 1:
+            continue  # measured at the output alone: what moved is judged elsewhere
         moved = float(np.mean(means["one_minus_cos_ab"][0, :-1]))
         if not moved >= MOVED_APART:
             return (

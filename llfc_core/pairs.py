@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 
+TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class ModePair:
@@ -81,7 +83,7 @@ def interpolate(a: State, b: State, alpha: float) -> dict[str, Tensor]:
 def loss_barrier(
     pair: ModePair,
     loss: Callable[[nn.Module], float | Tensor],
-    alphas: Sequence[float] = tuple(i / 10 for i in range(11)),
+    alphas: Sequence[float] = TENTHS,
 ) -> float:
     """max_α of loss(θ_α) over the chord α·loss(θ_A) + (1−α)·loss(θ_B) (Frankle et al. 2020).
 
@@ -117,13 +119,14 @@ def shuffled_difference(a: State, b: State, seed: int) -> dict[str, Tensor]:
     """A plus the entries of B − A in random order, tensor by tensor: a control.
 
     Each tensor moves as far as it does from A to B, in a direction without structure. Such a
-    small random move keeps 1 − cos_α near 0 for want of any change, which is not LLFC.
+    small random move keeps 1 − cos_α near 0 for want of any change, which is not LLFC. BatchNorm's
+    running statistics stay A's: shuffled steps could make a variance negative.
     """
     generator = torch.Generator().manual_seed(seed)
     moved = {}
     for name, value in sorted(a.items()):  # state dicts come in any order
         order = torch.randperm(value.numel(), generator=generator)
-        if value.is_floating_point():
+        if value.is_floating_point() and not name.endswith(("running_mean", "running_var")):
             step = (b[name] - value).flatten()[order].reshape(value.shape)
             moved[name] = value + step
         else:

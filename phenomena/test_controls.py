@@ -3,7 +3,7 @@
 ``independent``: C and D, trained apart from different initialisations, are not linearly connected.
 ``shuffled``: A and A plus the entries of B − A in random order are as far apart in weights as the
 pair, but in no learned direction; their features hardly differ, so nothing is left to interpolate.
-(Of spawned pairs: a step as long as the way between modes trained apart does move the features.)
+(MLPs, spawned: longer steps do move the features, and BatchNorm magnifies short ones.)
 ``untrained``: a network before its first step, against itself after an epoch.
 """
 
@@ -23,7 +23,13 @@ def test_independent(claim, assert_rejected):
     assert_rejected(claim, "independent")
 
 
-@pytest.mark.spawned
+@pytest.mark.batchnorm
+@pytest.mark.parametrize("claim", claims.LMC_REESTIMATED, ids=lambda c: c.name)
+def test_independent_reestimated(claim, assert_rejected):
+    assert_rejected(claim, "independent re-estimated")
+
+
+@pytest.mark.shuffled
 @pytest.mark.parametrize("claim", OF_LINKED, ids=lambda c: c.name)
 def test_shuffled(claim, assert_rejected):
     assert_rejected(claim, "shuffled")

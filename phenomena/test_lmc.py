@@ -14,3 +14,14 @@ from llfc_core import claims
 @pytest.mark.parametrize("claim", claims.LMC, ids=lambda c: c.name)
 def test_lmc(claim, assert_claim):
     assert_claim(claim)
+
+
+@pytest.mark.batchnorm
+@pytest.mark.parametrize("claim", claims.LMC_REESTIMATED, ids=lambda c: c.name)
+def test_lmc_reestimated(claim, assert_claim):
+    """With BatchNorm's statistics estimated on the training data between A and B.
+
+    The claims of the other files are judged with interpolated statistics, as the paper's code has
+    them.
+    """
+    assert_claim(claim)

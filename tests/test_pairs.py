@@ -81,8 +81,8 @@ def test_shuffled_difference_is_as_long_and_has_the_same_entries(seed: int, shuf
     moved = shuffled_difference(a, b, shuffle)
     assert moved.keys() == a.keys()
     for k, v in moved.items():
-        if not v.is_floating_point():
-            assert torch.equal(v, a[k])
+        if not v.is_floating_point() or "running" in k:
+            assert torch.equal(v, a[k])  # counters, and BatchNorm's statistics
             continue
         step, want = (v - a[k]).flatten(), (b[k] - a[k]).flatten()
         assert torch.equal(step.sort().values, want.sort().values)

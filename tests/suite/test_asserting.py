@@ -32,7 +32,7 @@ def linked() -> Any:
 def evidence(linked: Any) -> Evidence:
     """In place of the suite's own: nothing is trained. llfc-cosine is a known finding."""
     pairs = {"linked": [linked], "independent": [linked], "shuffled": [linked]}
-    return Evidence(replace(TINY, findings={"llfc-cosine": WHY}), [], pairs)
+    return Evidence(replace(TINY, findings={"llfc-cosine": WHY}), [], [], pairs)
 
 
 @pytest.fixture(autouse=True)
