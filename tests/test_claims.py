@@ -616,3 +616,39 @@ def test_within_looks_at_the_unfavourable_end(low, high, at_most, within):
     verdict = claims.judge(claims.LLFC_COSINE, [measurement()])
     changed = dataclasses.replace(verdict, low=low, high=high, bound=1.0, at_most=at_most)
     assert changed.within is within
+
+
+def test_layers_inside_a_residual_block_are_not_judged_by_stitching() -> None:
+    """The input goes round them: there B on A's features is no network."""
+    stitched = np.full((3, 2, 200), 0.0)
+    stitched[0] = np.nan  # a layer that does not cut the network
+    stitched[1, :, :30] = 1.0  # 15% against 5%
+    stitched[2] = np.nan  # the output
+    verdict = judge(claims.STITCHING, [measurement(stitched_error=stitched)])
+    assert list(verdict.layers) == ["fc2"]
+    assert verdict.value == pytest.approx(10.0)
+    assert verdict.status == "rejected"
+
+
+def test_features_too_wide_for_a_gram_matrix_are_not_judged_by_rank() -> None:
+    m = measurement()
+    m.constants["feature_rank"][0] = np.nan
+    verdict = judge(claims.LOW_RANK_FEATURES, [m])
+    assert list(verdict.layers) == ["fc2"]
+    assert verdict.holds
+    m.constants["feature_rank"][1] = np.nan
+    with pytest.raises(ValueError, match="no ranked layers"):
+        judge(claims.LOW_RANK_FEATURES, [m])
+
+
+def test_re_estimated_pairs_are_measured_at_the_output_alone() -> None:
+    """Whether features moved apart is judged on the linked ones; the rest of vacuity stays."""
+    values = {"one_minus_cos_ab": 0.001, "dist_sigma": np.nan, "stitched_error": np.nan}
+    pair = measurement(layers=("fc3",), **values)
+    assert judge(claims.LMC_REESTIMATED[0], [pair]).holds
+    hill = measurement(layers=("fc3",), error=0.05 + 0.3 * bump(), **values)
+    assert judge(claims.LMC_REESTIMATED[0], [hill]).status == "rejected"
+    same = measurement(layers=("fc3",), distance=0.0, **values)
+    assert judge(claims.LMC_REESTIMATED[0], [same]).status == "vacuous"
+    bad = measurement(layers=("fc3",), error=0.8, **values)
+    assert judge(claims.LMC_REESTIMATED[0], [bad]).status == "vacuous"

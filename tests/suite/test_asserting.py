@@ -32,7 +32,8 @@ def linked() -> Any:
 def evidence(linked: Any) -> Evidence:
     """In place of the suite's own: nothing is trained. llfc-cosine is a known finding."""
     pairs = {"linked": [linked], "independent": [linked], "shuffled": [linked]}
-    return Evidence(replace(TINY, findings={"llfc-cosine": WHY}), [], [], pairs)
+    setting = replace(TINY, findings={"llfc-cosine": WHY}, bounds={})
+    return Evidence(setting, [], [], pairs)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,40 @@ def test_a_claim_whose_premise_fails_is_not_judged(assert_claim, said) -> None: 
     with pytest.raises(pytest.fail.Exception, match="linearly connected pairs, and these are not"):
         assert_claim(claims.LLFC_COEF, premise=claims.LMC)
     assert said()[VERDICT]["status"] == "no premise"
+
+
+@planted(BARRIER)
+def test_a_claim_whose_premise_is_known_to_fail_is_reported_without_a_verdict(  # type: ignore[no-untyped-def]
+    evidence, assert_claim, said
+) -> None:
+    evidence.setting.findings["lmc-error"] = WHY
+    with pytest.raises(pytest.xfail.Exception, match=f"not linearly connected here: {WHY}"):
+        assert_claim(claims.LLFC_COEF, premise=claims.LMC)
+    left = said()[VERDICT]
+    assert (left["status"], left["finding"]) == ("no premise", WHY)
+    del evidence.setting.findings["lmc-error"]
+
+
+@planted(GOOD)
+def test_a_setting_s_own_bound_is_the_one_judged(evidence, assert_claim, said) -> None:  # type: ignore[no-untyped-def]
+    evidence.setting.bounds["llfc-apart"] = (0.5, WHY)
+    with pytest.raises(AssertionError, match=WHY):
+        assert_claim(claims.NOT_ALIGNED)
+    assert said()[VERDICT]["bound"] == 0.5
+    del evidence.setting.bounds["llfc-apart"]
+
+
+@planted(GOOD)
+def test_a_control_known_not_to_reject_is_a_strict_expected_failure(  # type: ignore[no-untyped-def]
+    evidence, assert_rejected, said
+) -> None:
+    evidence.setting.findings["llfc-coef on independent"] = WHY
+    with pytest.raises(AssertionError, match="the control passes"):
+        assert_rejected(claims.LLFC_COEF, "independent")
+    left = said()
+    assert left[VERDICT]["finding"] == WHY
+    assert [m.kwargs for m in left["xfail"]] == [{"reason": WHY, "strict": True}]
+    del evidence.setting.findings["llfc-coef on independent"]
 
 
 @planted(BAD)
