@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: phenomena test mutations lint clean
+.PHONY: phenomena test mutations bench lint clean
 
 phenomena: .venv/installed
 	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
@@ -15,6 +15,11 @@ test: .venv/installed lint
 # Breaks the code one line at a time: some test must notice each.
 mutations: .venv/installed
 	$(BIN)/python -m pytest tests/mutations -m slow -n auto $(PYTEST_ARGS)
+
+# bench.json and a page of it; minutes.
+bench: .venv/installed
+	$(BIN)/python -m pytest benchmarks/ --benchmark-json bench.json $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/page.py bench.json bench.html
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -27,4 +32,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info llfc-report
+	rm -rf .venv build *.egg-info llfc-report bench.json bench.html

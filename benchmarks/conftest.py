@@ -41,9 +41,15 @@ def row(benchmark, bandwidth: float, one_thread: None) -> Callable[..., Any]:
     """``row(run, moved=bytes)`` times ``run``; ``extra_info`` has what was moved, and how well."""
 
     def measure(
-        run: Callable[[], Any], *, moved: int | None = None, rounds: int = 7, **info: Any
+        run: Callable[[], Any],
+        *,
+        moved: int | None = None,
+        rounds: int = 7,
+        warmup: int = 1,
+        setup: Any = None,
+        **info: Any,
     ) -> Any:
-        result = benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)
+        result = benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=warmup)
         benchmark.extra_info.update(info)
         if moved is not None and benchmark.stats is not None:  # None with --benchmark-disable
             floor = moved / bandwidth

@@ -4,10 +4,11 @@
 
 VGG-16 of an eighth of the width at 28 × 28, for all images at 32 × 32 through the full one take an
 hour on two cores. Both give the same numbers: LLFC, LMC, Dist_σ, commutativity and stitching of
-every layer; Dist_σ, of which the straightforward way takes the largest of 21 values, to 2%.
+every layer, and ranks; Dist_σ a little larger, as the straightforward way has the largest of 21
+values.
 
-``memory_ratio`` is that of the peaks of live tensors, counted. Both are linear: the straightforward
-one in the number of images, the streaming one in the size of a batch; ``memory_ratio_10000`` is
+``memory_ratio`` is that of the peaks of live tensors, counted on fewer images. The straightforward
+one is linear in their number, the streaming one does not depend on it: ``memory_ratio_10000`` is
 what that makes for 10,000 images in the same batches.
 """
 
@@ -27,11 +28,14 @@ from torch import Tensor, nn
 from llfc_core.features import Layer, Taps
 from llfc_core.kernels import reference
 from llfc_core.metrics import measure
+from llfc_core.metrics.low_rank import rank_share
+from llfc_core.metrics.measure import GRAM_UP_TO
 from llfc_core.nets import Net, build
 from llfc_core.pairs import ModePair, interpolate
 from tests.metrics.memory import LiveBytes
 
-IMAGES, BATCH, ALPHAS = 400, 100, (0.25, 0.5, 0.75)
+IMAGES, BATCH, ALPHAS = 800, 200, (0.25, 0.5, 0.75)
+FEW = 200  # images, for counting memory and comparing numbers
 GROUP = f"VGG-16 / 8, {IMAGES} images, {len(ALPHAS)} α"
 
 pytestmark = pytest.mark.benchmark(group=GROUP, timer=time.process_time)
@@ -100,6 +104,15 @@ def straightforward(pair: ModePair, x: Tensor, y: Tensor) -> dict[str, np.ndarra
                 lambda w, h, apply=apply: apply(h, w), *weights, a[2][name], b[2][name]
             )
         )
+    ranks = [
+        rank_share(torch.linalg.svdvals(of[1][k].double()).square())
+        for k in layers
+        if a[1][k].shape[1] <= GRAM_UP_TO
+        for of in (a, b)
+    ]
+    for state in (pair.a, pair.b):
+        weights = [state[f"{name}.weight"].flatten(1).double() for name in linear]
+        ranks += [rank_share(torch.linalg.svdvals(w).square()) for w in weights]
     sigma = torch.stack([reference.dist_sigma(a[0][k], b[0][k]) for k in layers[:-1]])
     stitched = []
     for name in layers[:-1]:
@@ -113,6 +126,7 @@ def straightforward(pair: ModePair, x: Tensor, y: Tensor) -> dict[str, np.ndarra
         "dist_sigma": sigma,
         "stitched_error": torch.stack(stitched),
         "dist_com": torch.stack(commutativity),
+        "ranks": torch.stack(ranks),
     }
     return {k: v.numpy() for k, v in found.items()}
 
@@ -122,7 +136,7 @@ def peaks(pair, images) -> dict[str, int]:
     found = {}
     for run in (streaming, straightforward):
         with LiveBytes() as live:
-            run(pair, *images)
+            run(pair, *(t[:FEW] for t in images))
         found[run.__name__] = live.peak
     return found
 
@@ -131,11 +145,12 @@ def test_streaming(row, pair, images, peaks):
     ratio = peaks["straightforward"] / peaks["streaming"]
     row(
         lambda: streaming(pair, *images),
-        rounds=3,
+        rounds=2,
+        warmup=0,
         row="one pass",
         against="all features kept",
         memory_ratio=ratio,
-        memory_ratio_10000=ratio * 10_000 / IMAGES,
+        memory_ratio_10000=ratio * 10_000 / FEW,
         peak_bytes=peaks["streaming"],
     )
 
@@ -144,6 +159,7 @@ def test_straightforward(row, pair, images, peaks):
     row(
         lambda: straightforward(pair, *images),
         rounds=1,
+        warmup=0,
         row="all features kept",
         peak_bytes=peaks["straightforward"],
     )
@@ -152,6 +168,7 @@ def test_straightforward(row, pair, images, peaks):
 def test_the_numbers_are_the_same(one_thread, pair, images):
     from llfc_core.claims import commutativity
 
+    images = tuple(t[:FEW] for t in images)
     m = measure(pair, [images], alphas=ALPHAS)
     want, inner = straightforward(pair, *images), slice(1, -1)
     for name in ("one_minus_cos", "coef"):
@@ -160,7 +177,8 @@ def test_the_numbers_are_the_same(one_thread, pair, images):
     np.testing.assert_array_equal(m.values["error"][inner], want["error"])
     np.testing.assert_array_equal(m.values["stitched_error"][:-1], want["stitched_error"])
     sigma = m.values["dist_sigma"][:-1]
-    same = np.abs(sigma - want["dist_sigma"]) <= 0.02 * sigma + 1e-9
-    assert same[np.isfinite(sigma)].mean() > 0.95
+    known = np.isfinite(sigma)
+    assert (sigma >= want["dist_sigma"] * (1 - 1e-3))[known].all()  # the maximum; a grid's is less
+    np.testing.assert_allclose(sigma[:7], want["dist_sigma"][:7], rtol=0.1)
     found = commutativity(m.means()).dist_com[0][1:].numpy()
     np.testing.assert_allclose(found, want["dist_com"][1:], rtol=1e-4)

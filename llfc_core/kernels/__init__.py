@@ -31,14 +31,23 @@ from torch import Tensor
 from llfc_core.classification import errors
 from llfc_core.kernels import eager, native
 
-__all__ = ["Path", "add_gram", "dots", "lmc", "pair_sums", "path", "using"]
+__all__ = [
+    "Path",
+    "add_cross_gram",
+    "add_gram",
+    "dots",
+    "lmc",
+    "pair_sums",
+    "path",
+    "using",
+    "whole_gram",
+]
 
 Path = Literal["native", "triton", "eager"]
 
 _forced: ContextVar[Path | None] = ContextVar("_forced", default=None)
 
-# Columns of a Gram matrix computed together: below the diagonal alone, or nearly.
-_GRAM_COLUMNS = 256
+GRAM_ROWS = 256  # of a Gram matrix, computed and kept together up to the diagonal
 
 
 @contextmanager
@@ -109,20 +118,33 @@ def pair_sums(x: Tensor, y: Tensor, check: bool = True) -> Tensor:
     return _checked(_module(x).pair_sums(x.detach(), y.detach()), check)
 
 
-def add_gram(gram: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """gram += xᵀy, in float64, in place; returned.
+def add_gram(blocks: list[Tensor], x: Tensor) -> None:
+    """Adds xᵀx to the lower triangle of a Gram matrix, in float64: half of the work and memory.
 
-    gram: float64 ``(d, d)``; x, y: ``(n, d)``. Without y, xᵀx: only what lies on and below the
-    diagonal is then computed (in blocks: some entries above it are too), as eigenvalue solvers
-    read it, in little more than half of the time.
+    blocks: 256 rows each, up to the diagonal; filled with zeros first if empty. x: ``(n, d)``.
     """
-    x = x.double()
-    if y is not None:
-        return gram.addmm_(x.T, y.double())
-    for start in range(0, x.shape[1], _GRAM_COLUMNS):
-        stop = start + _GRAM_COLUMNS
-        gram[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+    d, x = x.shape[1], x.double()
+    for i, start in enumerate(range(0, d, GRAM_ROWS)):
+        stop = min(start + GRAM_ROWS, d)
+        if len(blocks) == i:
+            blocks.append(x.new_zeros(stop - start, stop))
+        blocks[i].addmm_(x[:, start:stop].T, x[:, :stop])
+
+
+def whole_gram(blocks: list[Tensor]) -> Tensor:
+    """What `add_gram` has added up: float64 ``(d, d)``."""
+    d = blocks[-1].shape[1]
+    gram = blocks[0].new_empty(d, d)
+    for i, block in enumerate(blocks):
+        start, stop = i * GRAM_ROWS, block.shape[1]
+        gram[start:stop, :stop] = block
+        gram[:start, start:stop] = block[:, :start].T
     return gram
+
+
+def add_cross_gram(gram: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """gram += xᵀy in float64, in place; returned. x ``(n, d)``, y ``(n, e)``, gram ``(d, e)``."""
+    return gram.addmm_(x.double().T, y.double())
 
 
 def lmc(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -559,20 +559,23 @@ def _axis(labels: Ax, k: int, solution: Solution, number: np.ndarray) -> Axis | 
     units = number[solution.unit[labels]]
     if not (units >= 0).any():
         return None
-    n = labels.shape[k]
-    front = np.moveaxis(labels, k, -1)
-    rows = front.reshape(-1, n)
-    by_row = number[solution.unit[rows]]
-    index = np.broadcast_to(np.arange(n), rows.shape)
-    row = np.broadcast_to(np.arange(len(rows))[:, None], rows.shape)
-    order = np.lexsort([a.reshape(-1) for a in (index, solution.rank[rows], by_row, row)])
-    key = by_row.reshape(-1)[order] + (row.reshape(-1)[order] << 32)
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    ordinal = np.arange(len(key)) - np.repeat(starts, np.diff(np.r_[starts, len(key)]))
-    positions = np.empty(rows.size, np.int64)
-    positions[order] = ordinal
-    places = np.where(by_row < 0, index, positions.reshape(rows.shape))
-    return Axis(units, np.moveaxis(places.reshape(front.shape), -1, k))
+    along_k = np.arange(labels.shape[k]).reshape([-1 if j == k else 1 for j in range(labels.ndim)])
+    index = np.broadcast_to(along_k, labels.shape)
+    # (unit, index) pairs with the least rank that any row has there: by rank, then by index
+    unit, place, rank = (a.reshape(-1) for a in (units, index, solution.rank[labels]))
+    order = np.lexsort((rank, place, unit))
+    unit, place, rank = unit[order], place[order], rank[order]
+    first = np.r_[True, (np.diff(unit) != 0) | (np.diff(place) != 0)]
+    pair = np.cumsum(first) - 1
+    by_unit = np.lexsort((place[first], rank[first], unit[first]))
+    starts = np.flatnonzero(np.r_[True, np.diff(unit[first][by_unit]) != 0])
+    position = np.empty(len(by_unit), np.int64)
+    position[by_unit] = np.arange(len(by_unit)) - np.repeat(
+        starts, np.diff(np.r_[starts, len(by_unit)])
+    )
+    positions = np.empty(labels.size, np.int64)
+    positions[order] = position[pair]
+    return Axis(units, np.where(units < 0, index, positions.reshape(labels.shape)))
 
 
 @dataclass

@@ -107,6 +107,7 @@ def fix(tape: Tape, axes: Axes, k: int, reason: str) -> None:
     ]
     if not blocks:
         tape.units.freeze(labels, reason)
+        tape.units.use(labels)  # blocks in fixed places: their parts cannot leave them
         return
     block = max(blocks, key=lambda a: a.size)
     places = np.arange(labels.shape[k]).reshape([-1 if j == k else 1 for j in range(labels.ndim)])
@@ -165,14 +166,10 @@ def reduced(tape: Tape, axes: Axes, dims: Iterable[int], keep: bool = False) -> 
     result = list(axes)
     dims = {d % len(axes) for d in dims} if axes else set()
     for k in dims:
-        labels = result[k]
-        if isinstance(labels, np.ndarray):
-            mixed(tape, tuple(axes), k, dims)
+        mixed(tape, axes, k, dims)
         for j, other in enumerate(result):
-            if j not in dims and isinstance(other, np.ndarray) and other.shape[k] > 1:
-                first = other.take([0], axis=k)
-                tape.units.same(tape.step, other, first)
-                result[j] = first
+            if j not in dims and isinstance(other, np.ndarray):
+                result[j] = other.take([0], axis=k)
     if keep:
         return tuple(None if k in dims else a for k, a in enumerate(result))
     gone = tuple(dims)
@@ -190,7 +187,13 @@ def _one(labels: np.ndarray, gone: tuple[int, ...]) -> np.ndarray:
 
 
 def mixed(tape: Tape, axes: Axes, k: int, besides: Iterable[int] = ()) -> None:
-    """Units on axis ``k`` are mixed with one another: within their blocks, if they have any."""
+    """Units on axis ``k`` are mixed with one another: within their blocks, if they have any.
+
+    Units on other axes (but ``besides``) that depended on it must then move alike.
+    """
+    for j, other in enumerate(axes):
+        if j != k and j not in besides and isinstance(other, np.ndarray) and other.shape[k] > 1:
+            tape.units.same(tape.step, other, other.take([0], axis=k))
     labels = axes[k]
     if not isinstance(labels, np.ndarray):
         return
@@ -821,11 +824,11 @@ def convolution(tape: Tape, c: Call) -> Axes:
             made = units.fresh(groups, outs)
             units.same(step, rows, held)
             if outs > 1:
-                units.same(step, inner_labels, made[:, None])
+                units.same(step, inner_labels, np.broadcast_to(made[:, None], inner_labels.shape))
         else:
             made = rows
             if ins > 1:
-                units.same(step, inner_labels, held[:, None])
+                units.same(step, inner_labels, np.broadcast_to(held[:, None], inner_labels.shape))
         if ins == 1:
             block = held[:, 0]
         elif outs == 1:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+TIED = "its units are tied to those of other blocks"
 ALONE = "alone in its role"
 
 
@@ -61,7 +62,7 @@ class Units:
         self.heads: list[np.ndarray] = []  # labels of blocks that are attention heads
         self._roles: list[tuple[int, int]] = []  # (number of labels, role), in order of creation
         self._role = 0
-        self._same: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._same: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._touched: list[tuple[int, np.ndarray]] = []
         self._frozen: list[tuple[np.ndarray, str]] = []
         self._within: list[tuple[np.ndarray, np.ndarray]] = []
@@ -141,11 +142,18 @@ class Units:
     # ---- what is known about them ---------------------------------------------------------------
 
     def same(self, step: int, a: np.ndarray, b: np.ndarray) -> None:
-        """Labels ``a`` and ``b`` (broadcast) move together, because of operation ``step``."""
+        """Labels ``a`` and ``b`` (broadcast) move together, because of operation ``step``.
+
+        Where one label is paired with several of the other, their order tells these apart.
+        """
         if a is b or (a.shape == b.shape and bool((a == b).all())):
             return
-        a, b = np.broadcast_arrays(a, b)
-        self._same.append((step, a.reshape(-1), b.reshape(-1)))
+        spread = [p != q for p, q in zip(a.shape, b.shape)]
+        full = np.broadcast_shapes(a.shape, b.shape)
+        place = np.arange(np.prod([n for n, s in zip(full, spread) if s], dtype=int))
+        place = place.reshape([n if s else 1 for n, s in zip(full, spread)])
+        codes, a, b = np.broadcast_arrays(step + (place << 32), a, b)
+        self._same.append((codes.reshape(-1), a.reshape(-1), b.reshape(-1)))
 
     def touch(self, step: int, labels: np.ndarray) -> None:
         """Operation ``step`` treats these labels alike, and no others."""
@@ -168,17 +176,18 @@ class Units:
 
     def solve(self, slots: np.ndarray) -> Solution:
         """The units and their groups; ``slots`` are the labels in weights and buffers, in order."""
-        steps = [np.full(len(a), step) for step, a, _ in self._same]
         parts = np.array(list(self._whole), np.int64)
         wholes = np.array([key for key, _ in self._whole.values()], np.int64)
         places = np.array([place for _, place in self._whole.values()], np.int64)
-        step = np.concatenate([*steps, -1 - places])
+        step = np.concatenate([*(codes for codes, _, _ in self._same), -1 - places])
         a = np.concatenate([*(a for _, a, _ in self._same), parts])
         b = np.concatenate([*(b for _, _, b in self._same), wholes])
         child, block = _joined(self._within)
         used_labels = np.concatenate([*self._used, np.empty(0, np.int64)])
         frozen = list(self._frozen)
         colour = self._colours()
+        sizes, roles = np.array(self._roles, np.int64).reshape(-1, 2).T
+        made = np.repeat(roles, sizes)[block]  # by block, in which split it was made
         more: list[tuple[np.ndarray, np.ndarray]] = []
 
         while True:
@@ -196,11 +205,10 @@ class Units:
             alive[unit[slots]] = True
             while (gained := pairs[alive[pairs[:, 0]] & ~alive[pairs[:, 1]], 1]).size:
                 alive[gained] = True
-            pairs = pairs[alive[pairs[:, 0]]]
             first = np.full(n, -1)
             first[unit[::-1]] = np.arange(self.count)[::-1]  # a label for each unit
 
-            if twins := _twins(pairs, n):
+            if twins := _twins(pairs, np.stack([unit[block], made], axis=1)):
                 more += [(first[[u]], first[[v]]) for u, v in twins]
                 continue
             if to_freeze := _fixed_blocks(pairs, reason, [why for _, why in frozen]):
@@ -211,7 +219,21 @@ class Units:
             loose = pairs[free[pairs[:, 0]] & free[pairs[:, 1]]]
             parent[loose[:, 0]] = loose[:, 1]
             keep = free[unit[a]]
-            rank, role = _refined(colour, unit, step[keep], a[keep], b[keep], pairs, reason >= 0, n)
+            inside = used[unit[block]]
+            rank, role = _refined(
+                colour,
+                unit,
+                (step[keep], a[keep], b[keep]),
+                (child[inside], block[inside]),
+                reason >= 0,
+            )
+            blocks, at = np.unique(block[inside], return_index=True)
+            blocks, split = blocks[free[unit[blocks]]], made[inside][at][free[unit[blocks]]]
+            alike = np.stack([unit[blocks], split, rank[blocks].view(np.int64)], axis=1)
+            _, at, times = np.unique(alike, axis=0, return_index=True, return_counts=True)
+            if (times > 1).any():  # blocks side by side in one unit, and nothing tells them apart
+                frozen.append((blocks[at[times > 1]], TIED))
+                continue
             families, single, joined = _families(free, parent, role)
             if joined:
                 more += [(first[[u]], first[[v]]) for u, v in joined]
@@ -260,16 +282,23 @@ def _hash(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _twins(pairs: np.ndarray, n: int) -> list[tuple[int, int]]:
-    """Blocks that hold the same units are the same block."""
-    content = np.zeros(n, np.uint64)
+def _twins(pairs: np.ndarray, made: np.ndarray) -> list[tuple[int, int]]:
+    """Blocks that hold the same units are the same block, unless they were made side by side.
+
+    made: ``(block, split)``, where each block was made.
+    """
+    content = np.zeros(int(pairs.max(initial=-1)) + 1, np.uint64)
     np.add.at(content, pairs[:, 1], _hash(pairs[:, 0]))
+    splits: dict[int, set[int]] = {}
+    for block, split in np.unique(made, axis=0).tolist():
+        splits.setdefault(block, set()).add(split)
     seen: dict[int, int] = {}
     twins = []
     for block in np.unique(pairs[:, 1]).tolist():
         other = seen.setdefault(int(content[block]), block)
-        if other != block:
+        if other != block and not splits[block] & splits[other]:
             twins.append((other, block))
+            splits[other] |= splits[block]
     return twins
 
 
@@ -296,7 +325,7 @@ def _fixed_blocks(
             smallest = min(size[b] for b in blocks)
             keep = [b for b in blocks if size[b] == smallest]
             fixed |= set(blocks) - set(keep if len(keep) == 1 else [])
-        return [(sorted(fixed), "its units are tied to those of other blocks")]
+        return [(sorted(fixed), TIED)]
     # blocks in blocks: one level is kept
     outer = np.isin(child, block)
     if outer.any():
@@ -307,29 +336,30 @@ def _fixed_blocks(
 def _refined(
     colour: np.ndarray,
     unit: np.ndarray,
-    step: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    pairs: np.ndarray,
+    same: tuple[np.ndarray, np.ndarray, np.ndarray],
+    within: tuple[np.ndarray, np.ndarray],
     fixed: np.ndarray,
-    n: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of labels and of units that agree just where their surroundings agree."""
+    """Colours of labels and of units that agree just where their surroundings agree.
+
+    colour: to begin with. same: ``(step, a, b)``, within: ``(part, block)``, labels both. fixed: by
+    unit; those that are have a colour of their own.
+    """
+    (step, a, b), (child, block) = same, within
     here, there = _hash(2 * step), _hash(2 * step + 1)
-    child, block = pairs.T
-    own = _hash(_hash(np.arange(n)))
+    own = _hash(_hash(np.arange(len(fixed))))
     count = 0
     while True:
-        role = np.zeros(n, np.uint64)
+        role = np.zeros(len(fixed), np.uint64)
         np.add.at(role, unit, _hash(colour))
         role = np.where(fixed, own, _hash(role))
         around = np.zeros(len(colour), np.uint64)
         np.add.at(around, a, _hash(colour[b] ^ here))
         np.add.at(around, b, _hash(colour[a] ^ there))
-        outside = np.zeros(n, np.uint64)
-        np.add.at(outside, child, _hash(role[block] ^ np.uint64(1)))
-        np.add.at(outside, block, _hash(role[child] ^ np.uint64(2)))
-        colour = _hash(colour + _hash(around + _hash(role + _hash(outside))[unit]))
+        which = np.where(fixed[unit[block]], _hash(block), colour[block] ^ role[unit[block]])
+        np.add.at(around, child, _hash(which ^ np.uint64(1)))
+        np.add.at(around, block, _hash(colour[child] ^ np.uint64(2)))
+        colour = _hash(colour + _hash(around + _hash(role)[unit]))
         distinct = len(np.unique(colour))
         if distinct == count:
             return colour, role

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llfc_core.kernels import add_gram
+from llfc_core.kernels import add_gram, whole_gram
 
 # Share of ‖·‖²_F that the singular values counted by `rank_share` hold.
 ENERGY = 0.95
@@ -50,16 +50,21 @@ def rank_share(squares: Tensor, energy: float = ENERGY) -> Tensor:
 
 
 class GramAccumulator:
-    """Streams features and keeps Σ h_i h_iᵀ, float64 ``(d, d)``, on and below the diagonal."""
+    """Streams features and keeps the lower triangle of Σ h_i h_iᵀ, in float64."""
 
     def __init__(self) -> None:
-        self.gram: Tensor | None = None
+        self._blocks: list[Tensor] = []
 
     def update(self, features: Tensor) -> None:
         """Add a batch ``(n, d)``."""
-        if self.gram is None:
-            self.gram = features.new_zeros(2 * features.shape[1:], dtype=torch.float64)
-        add_gram(self.gram, features)
+        add_gram(self._blocks, features)
+
+    @property
+    def gram(self) -> Tensor:
+        """Σ h_i h_iᵀ ``(d, d)``. Raises ValueError if nothing has been streamed."""
+        if not self._blocks:
+            raise ValueError("no features have been streamed")
+        return whole_gram(self._blocks)
 
     def squared_singular_values(self) -> Tensor:
         """Those of H, descending, float64 ``(d,)``: beyond min(n, d) they are rounding.
@@ -69,22 +74,17 @@ class GramAccumulator:
         ValueError
             Nothing has been streamed.
         """
-        return _eigenvalues(self._seen())
+        return _eigenvalues(self.gram)
 
     def rank_share(self, energy: float = ENERGY) -> Tensor:
         """`rank_share` of `squared_singular_values`, without all of them where d is large.
 
         0 < energy < 1. Raises ValueError as they do.
         """
-        gram = self._seen()
+        gram = self.gram
         if len(gram) > _WIDE and (needed := _needed_if_certain(gram, energy)):
             return torch.tensor(needed / len(gram), dtype=torch.float64)
         return rank_share(_eigenvalues(gram), energy)
-
-    def _seen(self) -> Tensor:
-        if self.gram is None:
-            raise ValueError("no features have been streamed")
-        return self.gram
 
 
 def _needed_if_certain(gram: Tensor, energy: float) -> int | None:
@@ -99,21 +99,21 @@ def _needed_if_certain(gram: Tensor, energy: float) -> int | None:
     total = residual.sum()
     if not total > 0:
         return None
-    rows = torch.arange(d, device=gram.device)[:, None]
-    factor = gram.new_empty(d, 0)
+    room, columns = gram.new_empty(d, d // 2 + _PIVOTS), 0
+    factor = room[:, :0]
     for tolerance in (1e-3, 1e-5, 1e-8):
         while residual.sum() > tolerance * total:
-            if factor.shape[1] > d // 2:
+            if columns > d // 2:
                 return None
             pivots = residual.topk(_PIVOTS).indices
-            # Below the diagonal, where the matrix is kept.
-            columns = torch.where(rows >= pivots, gram[:, pivots], gram[pivots].T)
-            columns = columns - factor @ factor[pivots].T
-            values, vectors = torch.linalg.eigh(columns[pivots])
+            left = gram[pivots] - factor[pivots] @ factor.T
+            values, vectors = torch.linalg.eigh(left[:, pivots])
             sound = values > 1e-10 * values[-1]
-            added = columns @ (vectors[:, sound] / values[sound].sqrt())
-            factor = torch.cat([factor, added], dim=1)
-            residual = (residual - added.square().sum(dim=1)).clamp_min(0)
+            added = (vectors[:, sound] / values[sound].sqrt()).T @ left
+            room[:, columns : columns + len(added)] = added.T
+            columns += len(added)
+            factor = room[:, :columns]
+            residual = (residual - added.square().sum(dim=0)).clamp_min(0)
             residual[pivots] = 0
         held = _eigenvalues(factor.T @ factor).cumsum(0)
         at_least = int((held + residual.sum() < energy * total).sum()) + 1

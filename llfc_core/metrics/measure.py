@@ -162,8 +162,11 @@ class _Pass:
         if logits.dim() != 2:
             raise ValueError(f"logits must be (n, classes), the output is {tuple(logits.shape)}")
         self.classes = logits.shape[1]
-        self.cuts = [name for name in self.taps.names[:-1] if self._cuts(name, example)]
         self.linear, self.below = _linear_modules(self.module, self.taps, example)
+        # The layers that cut the network in two; whether one image will do for what is below.
+        self.cuts: dict[str, bool] = {}
+        for name in self.taps.names[:-1]:
+            self._try_cut(name, example)
         self.commutativity = {
             name: CommutativityAccumulator(
                 module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
@@ -299,13 +302,23 @@ class _Pass:
             return torch.full((2, len(labels)), torch.nan, device=labels.device)
 
         def stitched(lower: _Features, upper: Mapping[str, Tensor]) -> Tensor:
-            def substitute(layer: Layer) -> Tensor | None:
-                return lower.post[name].clone() if layer.name == name else None
-
-            with _skipped(self.below[name]):
-                return errors(self.taps.run(inputs, substitute, upper), labels).double()
+            return errors(self._stitch(inputs, name, lower.post[name], upper), labels).double()
 
         return torch.stack([stitched(a, self.b), stitched(b, self.a)])
+
+    def _stitch(
+        self, inputs: Tensor, name: str, post: Tensor, upper: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The logits of the upper network with ``post`` for its own post-activation of a layer."""
+
+        def substitute(layer: Layer) -> Tensor | None:
+            return post.clone() if layer.name == name else None
+
+        if self.cuts[name]:
+            with _skipped(self.below[name], len(inputs)):
+                return self.taps.run(inputs[:1], substitute, upper)
+        with _skipped(self.below[name], None):
+            return self.taps.run(inputs, substitute, upper)
 
     def ranks(self) -> dict[str, np.ndarray]:
         """The constants of `Measurement` that speak of rank."""
@@ -330,13 +343,27 @@ class _Pass:
             "feature_rank": torch.stack(features).numpy(),
         }
 
-    def _cuts(self, name: str, example: Tensor) -> bool:
-        """Whether a layer cuts the network in two, so that stitching there is defined."""
+    def _try_cut(self, name: str, example: Tensor) -> None:
+        """Enter a layer into ``cuts`` if stitching there is defined."""
+        if len(example) == 1:  # one image cannot tell whether one image will do
+            example = torch.cat([example, example])
         try:
-            self.taps.stitch(example, name, self.a, self.b)
+            want = self.taps.stitch(example, name, self.a, self.b)
         except ValueError:
-            return False
-        return True
+            return
+        kept: list[Tensor] = []
+
+        def keep(layer: Layer) -> None:
+            if layer.name == name:
+                kept.append(layer.post.clone())
+
+        self.taps.run(example, keep, self.a)
+        self.cuts[name] = True
+        try:
+            same = torch.equal(self._stitch(example, name, kept[0], self.b), want)
+        except (RuntimeError, ValueError):
+            same = False  # images are put side by side below the layer, for one
+        self.cuts[name] = same
 
 
 def _dist_sigma(x: Tensor, y: Tensor) -> Tensor:
@@ -378,7 +405,7 @@ def _linear_modules(
     finally:
         for handle in handles:
             handle.remove()
-    below = {
+    below: dict[str, list[tuple[nn.Module, torch.Size]]] = {
         layer: [
             (candidates[name], shapes[name])
             for name in dict.fromkeys(before)
@@ -391,19 +418,22 @@ def _linear_modules(
 
 
 @contextmanager
-def _skipped(modules: Sequence[tuple[nn.Module, torch.Size]]) -> Iterator[None]:
+def _skipped(modules: Sequence[tuple[nn.Module, torch.Size]], images: int | None) -> Iterator[None]:
     """Within, these modules give a tensor of the right shape and compute nothing.
 
     What is in it does not matter, not even NaN: `Taps.stitch` has shown that the output does not
-    depend on it.
+    depend on it. images: how many the last of them makes of one image, which spares what runs in
+    between the others (pooling, activations); None: as many as come in.
     """
 
-    def nothing(shape: torch.Size):  # type: ignore[no-untyped-def]
-        return lambda x: x.new_empty(len(x), *shape)
+    def nothing(shape: torch.Size, images: int | None):  # type: ignore[no-untyped-def]
+        return lambda x: x.new_empty(len(x) if images is None else images, *shape)
 
     own = [module.__dict__.get("forward") for module, _ in modules]
-    for module, shape in modules:
-        module.__dict__["forward"] = nothing(shape)  # on the instance: found before the class's
+    for i, (module, shape) in enumerate(modules):
+        last = i == len(modules) - 1
+        # on the instance: found before the class's
+        module.__dict__["forward"] = nothing(shape, images if last else None)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -389,10 +390,18 @@ def _crossed(h: Tensor) -> Tensor:
         (lambda h: h[:, :3].repeat(1, 2), [(3,), (3,)]),
         (lambda h: h * torch.tensor([1.0, 2.0]).repeat_interleave(3), []),
         (lambda h: torch.cat([h, h], 1)[:, 2:8], [(2,), (4,)]),
+        (lambda h: h * h[:, 2:3].sigmoid(), [(5,)]),
+        (lambda h: h[:, torch.tensor([0, 1, 1, 0, 2, 3])], [(2,), (2,), (2,)]),
+        (lambda h: h.view(-1, 2, 3).softmax(1).flatten(1), [(3,)]),
+        (lambda h: F.group_norm(h[..., None], 2)[..., 0] * h[:, :1], [(2,), (3,)]),
+        (lambda h: F.group_norm(F.group_norm(h[..., None], 2).relu(), 2)[..., 0], [(2,), (2, 3)]),
+        (lambda h: F.group_norm(F.group_norm(h[..., None], 2), 3)[..., 0], [(2,), (2,)]),
     ],
     ids=[
         "softmax in blocks", "written", "written through a view", "crossed", "uneven",
         "tied blocks", "blocks", "partly", "mirrored", "repeated", "constant", "overlapping",
+        "one gates all", "taken twice", "softmax over blocks", "one unit fixed in blocks",
+        "the same blocks twice", "blocks that cross",
     ],
 )  # fmt: skip
 def test_units_told_apart(what: Callable[[Tensor], Tensor], groups: list[tuple[int, ...]]) -> None:
@@ -403,6 +412,162 @@ def test_units_told_apart(what: Callable[[Tensor], Tensor], groups: list[tuple[i
         perms = spec.random(generator)
         check(spec, model, torch.randn(4, 5), _trial_state(model), perms)
     assert sorted(g.shape for g in spec.groups.values()) == sorted(groups)
+
+
+def test_blocks_of_blocks_keep_the_inner_ones() -> None:
+    def what(h: Tensor) -> Tensor:
+        return F.group_norm(F.group_norm(h[..., None], 2), 4)[..., 0]
+
+    model = Odd(what, 12)
+    spec = derive_spec(model, torch.randn(4, 5), verify=False)
+    # two fixed halves, each of two blocks of three
+    assert [g.shape for g in spec.groups.values()] == [(2,), (2, 3), (2,), (2, 3)]
+    perms = spec.random(torch.Generator().manual_seed(0))
+    check(spec, model, torch.randn(4, 5), _trial_state(model), perms)
+
+
+def _tied_then_normed(h: Tensor) -> Tensor:
+    """Four units, each at three places, which lie in two groups of a norm as 2 + 1 or 1 + 2."""
+    b = h.view(-1, 3, 4)
+    return F.group_norm((b + b.mean(1, keepdim=True)).view(-1, 12, 1), 2)[..., 0]
+
+
+def _tied_means_of_blocks(h: Tensor) -> Tensor:
+    """Three blocks that an attention over their means mixes up: they stay, their units do not."""
+    means = F.group_norm(h[..., None], 3).view(-1, 3, 4).mean(2).repeat(1, 2)
+    return F.pad(h, (0, 6))[:, :12] + _attend(means.view(-1, 3, 2).transpose(1, 2)).repeat(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("what", "groups"),
+    [(_tied_then_normed, [(2,), (2,)]), (_tied_means_of_blocks, None)],
+)
+def test_units_tied_across_blocks(
+    what: Callable[[Tensor], Tensor], groups: list[tuple[int, ...]] | None
+) -> None:
+    model = Odd(what, 12)
+    spec = derive_spec(model, torch.randn(4, 5), verify=False)
+    for seed in range(3):
+        perms = spec.random(torch.Generator().manual_seed(seed))
+        check(spec, model, torch.randn(4, 5), _trial_state(model), perms)
+    if groups is not None:
+        assert [g.shape for g in spec.groups.values()] == groups
+
+
+# ---- random networks ---------------------------------------------------------------------------
+
+
+class Weights:
+    """Makes parameters of a module as they are asked for, and hands them out again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._count = module, 0
+
+    def __call__(self, *shape: int) -> Tensor:
+        name = f"w{self._count}"
+        self._count += 1
+        if not hasattr(self._module, name):
+            setattr(self._module, name, nn.Parameter(torch.randn(shape) / shape[-1] ** 0.5))
+        return getattr(self._module, name)
+
+
+def _attend(x: Tensor) -> Tensor:
+    return (x @ x.transpose(1, 2) @ x).flatten(1)
+
+
+def _doubled_in_part(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :2] *= 2
+    return y
+
+
+def _every_other(x: Tensor) -> Tensor:
+    y = torch.zeros(x.shape)
+    y[:, ::2] = x[:, ::2]
+    return y
+
+
+# x (n, d), the same split into g blocks (n, g, d / g), g, weights
+STEPS: list[Callable[[Tensor, Tensor, int, Weights], Tensor]] = [
+    lambda x, b, g, w: x.flip(1),
+    lambda x, b, g, w: x.roll(1, 1),
+    lambda x, b, g, w: x * w(x.shape[1]),
+    lambda x, b, g, w: x @ w(x.shape[1], x.shape[1]),
+    lambda x, b, g, w: x + x.relu() @ w(x.shape[1], x.shape[1]),
+    lambda x, b, g, w: torch.cat([b[:, 0].relu(), b[:, 1:].flatten(1).tanh()], 1),
+    lambda x, b, g, w: torch.cat([b[:, 0] * b[:, -1].tanh(), b[:, 1:].flatten(1)], 1),
+    lambda x, b, g, w: torch.cat([x, x[:, :2]], 1)[:, :12],
+    lambda x, b, g, w: F.pad(x[:, 1:], (1, 1)) if x.shape[1] < 10 else x[:, 1:-1],
+    lambda x, b, g, w: x + x.mean(1, keepdim=True),
+    lambda x, b, g, w: x * x[:, 1:2].sigmoid(),
+    lambda x, b, g, w: _doubled_in_part(x),
+    lambda x, b, g, w: _every_other(x),
+    lambda x, b, g, w: torch.stack([x, x.tanh()], 1).mean(1),
+    lambda x, b, g, w: torch.stack([x, x.tanh()], 1).flatten(1)[:, : x.shape[1]],
+    lambda x, b, g, w: torch.stack([x, x.tanh()], 2).flatten(1)[:, : x.shape[1]],
+    lambda x, b, g, w: x[:, :, None].expand(-1, -1, 2).flatten(1)[:, :12],
+    lambda x, b, g, w: b.transpose(1, 2).reshape(x.shape),
+    lambda x, b, g, w: b.softmax(1).flatten(1),
+    lambda x, b, g, w: b.softmax(2).flatten(1),
+    lambda x, b, g, w: b.mean(1).repeat(1, g),
+    lambda x, b, g, w: b.mean(2).repeat(1, x.shape[1] // g),
+    lambda x, b, g, w: b[:, 0].repeat(1, g),
+    lambda x, b, g, w: (b * w(b.shape[2])).flatten(1),
+    lambda x, b, g, w: (b * w(g)[:, None]).flatten(1),
+    lambda x, b, g, w: (b * torch.arange(1, g + 1)[:, None]).flatten(1),
+    lambda x, b, g, w: _attend(b),
+    lambda x, b, g, w: _attend(b.transpose(1, 2)),
+    lambda x, b, g, w: F.layer_norm(x, x.shape[1:]),
+    lambda x, b, g, w: F.group_norm(x[..., None], g).flatten(1),
+    lambda x, b, g, w: F.conv1d(b, w(g, g, 1)).flatten(1),
+    lambda x, b, g, w: F.conv1d(x[..., None], w(x.shape[1], x.shape[1] // g, 1), groups=g)[..., 0],
+]
+
+
+class Program(nn.Module):
+    """Up to five random steps between two linear layers."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = random.Random(seed)
+        self.steps = [
+            (draw.choice(STEPS), draw.choice([2, 3, 4])) for _ in range(draw.randint(1, 5))
+        ]
+        self.up = nn.Linear(5, draw.choice([4, 6, 8, 12]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = Weights(self)
+        h = self.up(x).sigmoid()
+        for step, g in self.steps:
+            g = next(k for k in (g, 2, 3, 5, 7, 11, 1) if h.shape[1] % k == 0)
+            h = 0.1 + step(h, h.view(len(h), g, -1), g, weights)
+        return h @ weights(h.shape[1], 3)
+
+
+def assert_programs(seeds: range) -> None:
+    groups = 0
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = Program(seed)
+        model(x)
+        spec = derive_spec(model, x, verify=False)
+        groups += len(spec.groups)
+        perms = spec.random(torch.Generator().manual_seed(seed))
+        try:
+            check(spec, model, x, _trial_state(model), perms)
+        except SpecError as error:
+            raise AssertionError(f"program {seed}: {error}\n{spec}") from error
+    assert groups > len(seeds)  # freezing everything would be right too
+
+
+def test_random_networks() -> None:
+    assert_programs(range(120))
+
+
+@pytest.mark.slow
+def test_many_random_networks() -> None:
+    assert_programs(range(1000, 6000))
 
 
 # ---- weights used in unusual ways ---------------------------------------------------------------

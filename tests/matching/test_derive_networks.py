@@ -15,6 +15,8 @@ from llfc_core.matching.check import TOLERANCE, SpecError, check
 from llfc_core.matching.derive import _trial_state, derive_spec
 from llfc_core.matching.spec import PermutationSpec
 
+from .networks import EXAMPLES
+
 Build = Callable[[], nn.Module]
 
 
@@ -115,6 +117,33 @@ def test_deriving_takes_seconds(name: str, seconds: float) -> None:
     start = time.perf_counter()
     derive_spec(model, x, verify=False)
     assert time.perf_counter() - start < seconds
+
+
+@pytest.mark.slow
+def test_table() -> None:
+    """The table of docs/permutation-spec.md: run with -s."""
+    print("\n| network | groups | weights that move | fixed | seconds |\n|---|---|---|---|---|")
+    examples = {name: (e.network, e.inputs()) for name, e in EXAMPLES.items()}
+    others = {
+        name: (build, (images(side),)) for name, (build, side, _) in (NETWORKS | SLOW).items()
+    }
+    for name, (build, inputs) in (examples | others).items():
+        model = build()
+        start = time.perf_counter()
+        spec = derive_spec(model, inputs, verify=False)
+        seconds = time.perf_counter() - start
+        count = moving = 0
+        for tensor, weight in model.named_parameters():
+            moves = torch.zeros((1,) * weight.ndim, dtype=torch.bool)
+            for axis in spec.layouts[tensor]:
+                if axis is not None:
+                    moves = moves | torch.from_numpy(axis.units >= 0)
+            count += weight.numel()
+            moving += int(moves.expand(weight.shape).sum())
+        fixed = ", ".join(n for n, _ in model.named_parameters() if n in spec.frozen)
+        share = f"{int(1000 * moving / count) / 10} %"
+        print(f"| {name} | {len(spec.groups)} | {share} | {fixed} | {seconds:.1f} |")
+        assert spec.groups
 
 
 def test_auxiliary_heads_of_googlenet_are_followed() -> None:
