@@ -20,6 +20,7 @@ BAD = {
     "--replicates=0": r"--replicates must be at least 1",
     "--replicates=-2": r"--replicates must be at least 1",
     "--replicates=two": r"argument --replicates: invalid int value: 'two'",
+    "--data=cats": r"argument --data: invalid choice: 'cats'.*",
     "--scale=huge": r"argument --scale: invalid choice: 'huge'.*",
     f"--llfc-report={__file__}": r"--llfc-report .*test_options\.py: File exists",
 }

@@ -6,9 +6,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
+from fixtures.paper import STITCHING
 from fixtures.settings import SETTINGS, Matched, Setting, Spawned, replicate
 from llfc_core import claims
+from llfc_core.features import Taps
+from llfc_core.nets import build
 from llfc_core.training import Point
 
 ALL = [
@@ -77,3 +81,21 @@ def test_a_setting_s_own_bound_replaces_the_claim_s_and_brings_its_reason() -> N
     )
     assert setting.claim(claims.LLFC_COEF) is claims.LLFC_COEF
     assert isinstance(setting.link, Spawned)
+
+
+@pytest.mark.parametrize("id", STITCHING)
+def test_the_paper_s_tables_have_our_layers(id: str) -> None:
+    """Each layer of Tables 1-3 is an activation of the network at paper scale."""
+    (row,) = (s for s in SETTINGS["paper"] if s.id == id)
+    channels = 1 if row.recipe.data == "mnist" else 3
+    side = 28 if channels == 1 else 32
+    module = build(row.recipe.net, (channels, side, side), 10)
+    names = Taps(module, torch.zeros(2, channels, side, side)).names
+    assert set(STITCHING[id].stitched) <= set(names)
+
+
+def test_on_other_data_nothing_is_known_beforehand() -> None:
+    row = SETTINGS["quick"][0].on("fashion-mnist")
+    assert (row.recipe.data, row.findings) == ("fashion-mnist", {})
+    assert "fashion-mnist" in row.title
+    assert replicate(row, 0).c.data == "fashion-mnist"
