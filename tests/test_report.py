@@ -231,8 +231,9 @@ def test_matrix_has_a_row_a_claim_and_a_column_a_setting_whatever_the_order() ->
     verdicts = [*records(), record(claims.LLFC_COSINE, BAD, "cnn", finding="known")]
     verdicts += [record(claims.LMC_ERROR, BAD, "cnn"), record(claims.LLFC_COEF, SAME, "cnn")]
     random.Random(1).shuffle(verdicts)
-    head, *lines, legend = claims_matrix(verdicts)
-    assert head.split() == ["claim", "cnn", "mlp", "vgg"]
+    head, *lines, legend, cnn, mlp, vgg = claims_matrix(verdicts)
+    assert head.split() == ["claim", "(1)", "(2)", "(3)"]
+    assert (cnn, mlp, vgg) == ("(1) cnn", "(2) mlp", "(3) vgg")
     names = [v.name for v in (claims.LLFC_COEF, claims.LLFC_COSINE, claims.LMC_ERROR)]
     assert [line.split()[0] for line in lines] == names
     assert [line.split()[2] for line in lines] == ["-", "*", "!"]

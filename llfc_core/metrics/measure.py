@@ -13,9 +13,10 @@ linear maps and norms below the layer it is stitched at, whose results nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,12 +50,17 @@ KEEP_STATES = 2**28
 GRAM_UP_TO = 4096
 
 
+Part = Literal["additivity", "commutativity", "ranks", "stitching"]
+PARTS: tuple[Part, ...] = ("additivity", "commutativity", "ranks", "stitching")
+
+
 def measure(
     pair: ModePair,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     alphas: Sequence[float] = ALPHAS,
     layers: Sequence[str] | None = None,
+    parts: Collection[Part] = PARTS,
     device: torch.device | str = "cpu",
 ) -> Measurement:
     """Measure a pair in one pass over ``batches``.
@@ -67,14 +73,20 @@ def measure(
         Values of α in [0, 1]; 0, 1 are added if missing.
     layers
         Names as in `Taps`; by default every activation and the output.
+    parts
+        What to measure besides errors, losses, cosines and coefficients: Dist_σ, the sums behind
+        Dist_com, Dist_W and Dist_H, the ranks, stitching. What is left out is NaN.
 
     Raises
     ------
     ValueError
-        No images, an α outside [0, 1], or a loss or a feature that is not finite.
+        A part that does not exist, no images, an α outside [0, 1], or a loss or a feature that is
+        not finite.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"every α must lie in [0, 1], got {tuple(alphas)}")
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"no part {min(unknown)!r}; there are {', '.join(PARTS)}")
     grid = tuple(sorted({0.0, 1.0, *map(float, alphas)}))
     device = torch.device(device)
     collected: list[dict[str, Tensor]] = []
@@ -83,13 +95,18 @@ def measure(
         for inputs, labels in batches:
             inputs, labels = inputs.to(device), labels.to(device)
             if one_pass is None:
-                one_pass = _Pass(pair, inputs[:2], layers, grid, device)
+                one_pass = _Pass(pair, inputs[:2], layers, grid, frozenset(parts), device)
             collected.append(one_pass.batch(inputs, labels))
     if one_pass is None:
         raise ValueError("no images to measure on: the batches are empty")
     values = {k: torch.cat([c[k] for c in collected], dim=-1).numpy() for k in collected[0]}
     accumulators = one_pass.commutativity.values()
-    values["commutativity"] = _stack([a.per_image.T.cpu() for a in accumulators], (6, 0))
+    maps, images = len(one_pass.linear), values["error"].shape[-1]
+    sums, weights = np.full((maps, 6, images), np.nan), np.full((maps, 3), np.nan)
+    if accumulators:
+        sums = _stack([a.per_image.T.cpu() for a in accumulators], (6, 0))
+        weights = _stack([a.weight_sums.cpu() for a in accumulators], (3,))
+    values["commutativity"] = sums
     if not np.isfinite(values["loss"]).all():
         raise ValueError("the loss is not finite somewhere on the line from B to A")
     if not bool(one_pass.finite):
@@ -97,11 +114,11 @@ def measure(
     return Measurement(
         link=pair.link,
         layers=one_pass.taps.names,
-        linear=tuple(one_pass.commutativity),
+        linear=tuple(one_pass.linear),
         alphas=grid,
         values=values,
         constants={
-            "weights": _stack([a.weight_sums.cpu() for a in accumulators], (3,)),
+            "weights": weights,
             **one_pass.ranks(),
         },
         distance=weight_distance(one_pass.a, one_pass.b),
@@ -148,8 +165,10 @@ class _Pass:
         example: Tensor,
         layers: Sequence[str] | None,
         grid: tuple[float, ...],
+        parts: frozenset[Part],
         device: torch.device,
     ) -> None:
+        self.parts = parts
         self.module = pair.module.to(device)
         self.a = {k: v.to(device) for k, v in pair.a.items()}
         self.b = {k: v.to(device) for k, v in pair.b.items()}
@@ -165,14 +184,16 @@ class _Pass:
         self.linear, self.below = _linear_modules(self.module, self.taps, example)
         # The layers that cut the network in two; whether one image will do for what is below.
         self.cuts: dict[str, bool] = {}
-        for name in self.taps.names[:-1]:
+        for name in self.taps.names[:-1] if "stitching" in parts else ():
             self._try_cut(name, example)
         self.commutativity = {
             name: CommutativityAccumulator(
                 module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
             )
             for name, module in self.linear.items()
+            if "commutativity" in parts
         }
+        self._commuting = {name: self.linear[name] for name in self.commutativity}
         self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self._states: dict[float, Mapping[str, Tensor]] = {}
@@ -254,13 +275,13 @@ class _Pass:
 
         def keep(layer: Layer) -> None:
             found.post[layer.name] = layer.post.clone()
-            if layer.kind == "activation":
+            if layer.kind == "activation" and "additivity" in self.parts:
                 found.pre[layer.name] = flatten(layer.pre).clone()
 
         def keep_input(name: str, x: Tensor) -> None:
             found.inputs[name] = x.clone()
 
-        with _inputs_of(self.linear, keep_input):
+        with _inputs_of(self._commuting, keep_input):
             found.logits = self.taps.run(inputs, keep, self.a)
         return found
 
@@ -274,19 +295,19 @@ class _Pass:
             x, y = flatten(a.post[name]), flatten(layer.post)
             ends = both.ends[name] = Dots.of(x, y)
             self.finite &= (ends.aa + ends.bb).isfinite().all()
-            if x.shape[1] <= GRAM_UP_TO:
+            if "ranks" in self.parts and x.shape[1] <= GRAM_UP_TO:
                 grams = self.grams.setdefault(name, (GramAccumulator(), GramAccumulator()))
                 grams[0].update(x)
                 grams[1].update(y)
-            if layer.kind == "activation":
+            if name in a.pre:
                 both.sigma[name] = _dist_sigma(a.pre.pop(name), flatten(layer.pre))
-            else:  # the output
+            else:  # the output, or not asked for
                 both.sigma[name] = torch.full_like(ends.aa, torch.nan)
 
         def commute(name: str, x: Tensor) -> None:
             self.commutativity[name].update(a.inputs.pop(name), x)
 
-        with _inputs_of(self.linear, commute):
+        with _inputs_of(self._commuting, commute):
             found.logits = self.taps.run(inputs, compare, self.b)
         return found, both
 
@@ -322,6 +343,13 @@ class _Pass:
 
     def ranks(self) -> dict[str, np.ndarray]:
         """The constants of `Measurement` that speak of rank."""
+        if "ranks" not in self.parts:
+            maps, layers = np.full((len(self.linear), 2), np.nan), len(self.taps.names)
+            return {
+                "stable_rank": maps,
+                "weight_rank": maps,
+                "feature_rank": np.full((layers, 2), np.nan),
+            }
         squares = [
             [squared_singular_values(state[f"{name}.weight"]) for state in (self.a, self.b)]
             for name in self.linear

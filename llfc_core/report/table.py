@@ -66,7 +66,7 @@ def claims_matrix(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of text with a row a claim and a column a setting, to be seen at one glance."""
     found = {(v["claim"], v["setting"]): v for v in verdicts if not v["control"]}
     settings = sorted({setting for _, setting in found})
-    rows = [("claim", *settings)]
+    rows = [("claim", *(f"({i})" for i in range(1, len(settings) + 1)))]
     for name in sorted({claim for claim, _ in found}):
         cells = [found.get((name, setting)) for setting in settings]
         rows.append((name, *("" if v is None else _cell(v) for v in cells)))
@@ -74,7 +74,11 @@ def claims_matrix(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return [*lines, "= holds, ! rejected, * finding, - vacuous or without its premise"]
+    return [
+        *lines,
+        "= holds, ! rejected, * finding, - vacuous or without its premise",
+        *(f"({i}) {setting}" for i, setting in enumerate(settings, 1)),
+    ]
 
 
 def _cell(verdict: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llfc_core.classification import errors
 from llfc_core.features import Taps
-from llfc_core.metrics import Measurement, measure
+from llfc_core.metrics import PARTS, Measurement, Part, measure
 from llfc_core.metrics.commutativity import SUMS
 from llfc_core.pairs import ModePair, interpolate
 from tests.metrics.memory import LiveBytes
@@ -279,6 +279,38 @@ def test_measure_chosen_layers() -> None:
     assert part.layers == ("fc2", "fc3")
     for name in LLFC:
         np.testing.assert_allclose(part.values[name], full.values[name][1:], rtol=1e-12)
+
+
+PART_OF = {
+    "dist_sigma": "additivity",
+    "commutativity": "commutativity",
+    "weights": "commutativity",
+    "stitched_error": "stitching",
+    "stable_rank": "ranks",
+    "weight_rank": "ranks",
+    "feature_rank": "ranks",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("network", ["mlp", "resnet"])
+def test_measure_a_part_alone_is_what_it_is_among_the_others(network: str, part: Part) -> None:
+    pair, (x, y) = a_pair(network, torch.float64), images(9, torch.float64)
+    whole, alone = measure(pair, [(x, y)]), measure(pair, [(x, y)], parts=[part])
+    for name, value in (whole.values | whole.constants).items():
+        got = (alone.values | alone.constants)[name]
+        assert got.shape == value.shape
+        if PART_OF.get(name, part) == part:
+            np.testing.assert_array_equal(got, value, err_msg=name)
+        else:
+            assert np.isnan(got).all(), name
+    assert (alone.layers, alone.linear) == (whole.layers, whole.linear)
+
+
+def test_measure_refuses_a_part_that_does_not_exist() -> None:
+    pair, batch = a_pair("mlp", torch.float32), images(3)
+    with pytest.raises(ValueError, match="no part 'cosine'; there are additivity, "):
+        measure(pair, [batch], parts=["cosine"])  # type: ignore[list-item]
 
 
 def test_measure_ignores_the_weights_and_the_mode_of_the_module() -> None:
