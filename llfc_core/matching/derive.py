@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def derive_spec(
         state = _trial_state(model)
         with _decomposed():
             spec = _verified(spec, trace, model, inputs, state)
-    return spec
+    return replace(spec, example=tuple(x.detach().cpu().clone() for x in inputs))
 
 
 def _verified(

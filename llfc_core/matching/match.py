@@ -61,8 +61,9 @@ def match(
     seed
         Of the order of groups, restarts, the order of data, and what is held out.
     check
-        Where there are a module and data, see to it that π(B) computes what B computes
-        (`llfc_core.matching.check`): so an error in the spec is found before it does harm.
+        Where there is a module, see to it that π(B) computes what B computes, on random inputs like
+        the data or the spec's example (`llfc_core.matching.check`): so an error in the spec is
+        found before it does harm.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def match(
     if method != "weight" and (module is None or data is None):
         raise ValueError(f"{method!r} runs the network: give a module and data")
 
-    example = None
+    example = spec.example
     if data is not None:
         # A look at the first inputs, which must not be lost where data can be gone through once.
         batches, taken = iter(data), list[Any]()
@@ -99,7 +100,7 @@ def match(
                 taken.append(batch)
                 yield batch
 
-        example, _ = peek(remembered())
+        example = (peek(remembered())[0][:2],)
         data = chain(taken, batches)
     needed: dict[str, dict[str, Any]] = {
         "weight": {"seed": seed},
@@ -107,8 +108,9 @@ def match(
         "ste": {"module": module, "data": data, "held_out": held_out, "seed": seed},
     }
     found = run(a, b, spec, **needed[method], **options)
-    if check and module is not None and example is not None:
-        here = example[:2].to(device_of(module.state_dict()))
+    if check and module is not None and example:
+        device = device_of(module.state_dict())
+        here = tuple(x.to(device) for x in example)
         check_permutation(spec, module, here, b, found.permutations)
     return found
 

@@ -130,6 +130,8 @@ class PermutationSpec:
         the output, and modules' outputs); axis 0 is the data.
     reasons
         Why an axis, or part of it, is fixed: ``{tensor: {axis: reason}}``.
+    example
+        The inputs that the network was followed on, on the CPU: what `check` can draw others like.
     """
 
     groups: Mapping[str, Group]
@@ -138,6 +140,7 @@ class PermutationSpec:
     shapes: Mapping[str, tuple[int, ...]]
     features: Mapping[str, Layout] = field(default_factory=dict)
     reasons: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    example: tuple[Tensor, ...] = ()
 
     # ---- permutations ---------------------------------------------------------------------------
 

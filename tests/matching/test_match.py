@@ -114,11 +114,23 @@ def test_a_wrong_spec_is_found_out(method: Any) -> None:
     match(a, b, spec, method, check=False, **run)
 
 
-def test_without_module_or_data_nothing_can_be_checked() -> None:
+def test_without_a_module_or_inputs_nothing_can_be_checked() -> None:
     module, spec = wrong_spec()
     a, b = randomised(module, 0), randomised(module, 1)
     match(a, b, spec)
     match(a, b, spec, module=module)
+
+
+def test_the_spec_s_example_is_enough_to_check() -> None:
+    """Two modules and a derived spec: no data needed."""
+    module, spec = wrong_spec()
+    derived = derive_spec(module, torch.randn(3, 4))
+    wrong = replace(derived, layouts=spec.layouts)
+    a, b = randomised(module, 0), randomised(module, 1)
+    match(a, b, derived, module=module)
+    with pytest.raises(SpecError):
+        match(a, b, wrong, module=module)
+    match(a, b, wrong)
 
 
 # ---- refusals -----------------------------------------------------------------------------------

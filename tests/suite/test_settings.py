@@ -15,6 +15,7 @@ from llfc_core.features import Taps
 from llfc_core.nets import build
 from llfc_core.training import Point
 
+CONTROLS = ("independent", "shuffled", "random", "untrained")
 ALL = [
     pytest.param(setting, id=f"{scale}-{setting.id}")
     for scale, settings in SETTINGS.items()
@@ -66,7 +67,7 @@ def test_early_and_initial_are_on_the_line_of_a(row: Setting) -> None:
 @pytest.mark.parametrize("row", ALL)
 def test_findings_and_bounds_speak_of_claims_that_exist(row: Setting) -> None:
     names = {c.name for c in (*claims.ALL, *claims.MATCHING)}
-    controls = {f"{name} on {c}" for name in names for c in ("independent", "shuffled", "random")}
+    controls = {f"{name} on {c}" for name in names for c in CONTROLS}
     assert row.findings.keys() <= names | controls
     assert row.bounds.keys() <= names
     assert all(row.findings.values())
