@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +103,28 @@ def test_on_other_data_nothing_is_known_beforehand() -> None:
     assert (row.recipe.data, row.findings) == ("fashion-mnist", {})
     assert "fashion-mnist" in row.title
     assert replicate(row, 0).c.data == "fashion-mnist"
+
+
+PAGE = {
+    "mlp_mnist_spawn": "mlp-mnist-spawn",
+    "vgg16_cifar10_spawn": "vgg16-cifar10-spawn",
+    "resnet20_cifar10_spawn": "resnet20-cifar10-spawn",
+    "resnet50_tiny_imagenet_spawn": "resnet50-tiny-imagenet-spawn",
+    "mlp_mnist_permutation": "mlp-mnist-weight",
+    "mlp_cifar10_permutation": "mlp-cifar10-weight",
+    "resnet20_cifar10_permutation": "resnet20-cifar10-weight",
+}
+
+
+@pytest.mark.parametrize("name", PAGE)
+def test_the_page_of_recipes_says_what_the_settings_are(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    (row,) = (s for s in SETTINGS["paper"] if s.id == PAGE[name])
+    assert found[name] == replace(row.recipe, max_test_error=100.0)
+    if isinstance(row.link, Spawned):
+        at = re.search(rf"^{name} = .*# spawned at (.*)$", page, flags=re.MULTILINE)
+        assert at is not None
+        assert eval(at[1], found) == row.link.at
