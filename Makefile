@@ -18,7 +18,7 @@ mutations: .venv/installed
 
 # bench.json and a page of it; minutes.
 bench: .venv/installed
-	$(BIN)/python -m pytest benchmarks/ --benchmark-json bench.json $(PYTEST_ARGS)
+	$(BIN)/python -m pytest benchmarks/ -m "not slow" --benchmark-json bench.json $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/page.py bench.json bench.html
 
 lint: .venv/installed

@@ -86,6 +86,24 @@ def test_llfc_dots(benchmark, row, k, path):
         row(lambda: kernels.dots(f, a, b), moved=(k + 2) * n * d * 4, row=path, **other)
 
 
+@pytest.mark.slow  # its compiler takes up to a minute
+@pytest.mark.parametrize("k", [3, 21])
+def test_llfc_dots_by_torch_compile(benchmark, row, k):
+    """What a compiler makes of the same sums, compiling not counted."""
+    benchmark.group = f"dots alone, K = {k}, VGG conv1, 64×32×32"
+    n, d = VGG
+    f, a, b, _ = features(n, d, k)
+
+    @torch.compile
+    def dots(f: list[Tensor], a: Tensor, b: Tensor) -> Tensor:
+        a, b, wide = a.double(), b.double(), [x.double() for x in f]
+        sums = [torch.stack([(x * y).sum(1) for y in (a, b, x)], dim=1) for x in wide]
+        return torch.stack(sums)
+
+    found = row(lambda: dots(f, a, b), moved=(k + 2) * n * d * 4, row="torch.compile")
+    torch.testing.assert_close(found, kernels.dots(f, a, b), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", ["exact", "histogram"])
 @pytest.mark.parametrize("layer", LAYERS)

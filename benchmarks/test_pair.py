@@ -5,7 +5,7 @@
 VGG-16 of an eighth of the width at 28 × 28, for all images at 32 × 32 through the full one take an
 hour on two cores. Both give the same numbers: LLFC, LMC, Dist_σ, commutativity and stitching of
 every layer, and ranks; Dist_σ a little larger, as the straightforward way has the largest of 21
-values.
+values. ``-m slow`` runs both on 10,000 images.
 
 ``memory_ratio`` is that of the peaks of live tensors, counted on fewer images. The straightforward
 one is linear in their number, the streaming one does not depend on it: ``memory_ratio_10000`` is
@@ -163,6 +163,25 @@ def test_straightforward(row, pair, images, peaks):
         row="all features kept",
         peak_bytes=peaks["straightforward"],
     )
+
+
+@pytest.mark.slow  # ten minutes, ten gigabytes
+@pytest.mark.parametrize("way", [streaming, straightforward], ids=lambda f: f.__name__)
+def test_ten_thousand_images(benchmark, row, pair, way):
+    """Nothing scaled: time and peak of both ways in one run."""
+    benchmark.group = "VGG-16 / 8, 10000 images, 3 α"
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(10_000, 1, 28, 28, generator=g), torch.randint(10, (10_000,), generator=g)
+    live = LiveBytes()
+
+    def counted() -> None:
+        with live:
+            way(pair, x, y)
+
+    names = {streaming: "one pass", straightforward: "all features kept"}
+    against = {"against": names[straightforward]} if way is streaming else {}
+    row(counted, rounds=1, warmup=0, row=names[way], **against)
+    benchmark.extra_info["peak_bytes"] = live.peak
 
 
 def test_the_numbers_are_the_same(one_thread, pair, images):

@@ -48,6 +48,15 @@ def dataset() -> Dataset:
     return load_dataset("mnist5k")
 
 
+def throughput(benchmark, row, recipe, count, dataset, **info):
+    benchmark.extra_info.update(row=row, **info)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        seconds = benchmark.stats.stats.min
+        images = count * recipe.epochs * len(dataset.train.labels)
+        benchmark.extra_info["images_per_second"] = images / seconds
+        benchmark.extra_info["modes_per_minute"] = 60 * count / seconds
+
+
 @groups
 def test_engine(name, benchmark, dataset, tmp_path):
     """From recipes to stored, checked modes, locks and checkpoints included."""
@@ -59,6 +68,7 @@ def test_engine(name, benchmark, dataset, tmp_path):
         rounds=3,
         warmup_rounds=1,
     )
+    throughput(benchmark, "engine", recipe, count, dataset, against="DataLoader loop")
     assert all(mode.test_error < 30 for mode in modes)
 
 
@@ -86,5 +96,6 @@ def test_plain_loop(name, benchmark, dataset):
         return module.eval()
 
     module = benchmark.pedantic(plain, rounds=3, warmup_rounds=1)
+    throughput(benchmark, "DataLoader loop", recipe, count, dataset)
     logits = module(dataset.normalise(dataset.test.images))
     assert (logits.argmax(1) != dataset.test.labels).float().mean() < 0.3
