@@ -60,6 +60,11 @@ class GramAccumulator:
         add_gram(self._blocks, features)
 
     @property
+    def width(self) -> int:
+        """d, or 0 while nothing has been streamed."""
+        return self._blocks[-1].shape[1] if self._blocks else 0
+
+    @property
     def gram(self) -> Tensor:
         """Σ h_i h_iᵀ ``(d, d)``. Raises ValueError if nothing has been streamed."""
         if not self._blocks:

@@ -99,7 +99,8 @@ def measure(
             collected.append(one_pass.batch(inputs, labels))
     if one_pass is None:
         raise ValueError("no images to measure on: the batches are empty")
-    values = {k: torch.cat([c[k] for c in collected], dim=-1).numpy() for k in collected[0]}
+    # Taken from the batches as they are joined, lest all numbers be there twice.
+    values = {k: torch.cat([c.pop(k) for c in collected], dim=-1).numpy() for k in [*collected[0]]}
     accumulators = one_pass.commutativity.values()
     maps, images = len(one_pass.linear), values["error"].shape[-1]
     sums, weights = np.full((maps, 6, images), np.nan), np.full((maps, 3), np.nan)
@@ -354,13 +355,11 @@ class _Pass:
             [squared_singular_values(state[f"{name}.weight"]) for state in (self.a, self.b)]
             for name in self.linear
         ]
-        undefined = torch.full((2,), torch.nan, dtype=torch.float64)
-        features = [
-            torch.stack([g.rank_share() for g in self.grams[name]])
-            if name in self.grams
-            else undefined
-            for name in self.taps.names
-        ]
+        features = np.full((len(self.taps.names), 2), np.nan)
+        # The narrow layers first: their matrices are gone when the wide ones need room.
+        for name in sorted(self.grams, key=lambda name: self.grams[name][0].width):
+            both = self.grams.pop(name)
+            features[self.taps.names.index(name)] = [float(g.rank_share()) for g in both]
         return {
             "stable_rank": _stack(
                 [torch.stack([stable_rank(s) for s in both]).cpu() for both in squares], (2,)
@@ -368,7 +367,7 @@ class _Pass:
             "weight_rank": _stack(
                 [torch.stack([rank_share(s) for s in both]) for both in squares], (2,)
             ),
-            "feature_rank": torch.stack(features).numpy(),
+            "feature_rank": features,
         }
 
     def _try_cut(self, name: str, example: Tensor) -> None:
