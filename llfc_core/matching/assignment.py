@@ -1,8 +1,9 @@
 """Linear assignment: which of B's units goes into which of A's slots.
 
-Exact, on the CPU, by scipy's solver. Two things that look promising do not pay and are left out:
-several assignments in threads (scipy 1.17 holds the interpreter's lock: two of 512 units take 14 ms
-each alone and 29 ms side by side) and approximate solvers, whose permutations are not optimal.
+Exact, on the CPU: in C (`llfc_core.kernels.native.linear_assignment`), by scipy where there is no
+compiler. The C releases the interpreter's lock, so that several assignments run side by side
+(scipy's do not), and can begin where the last one of a similar matrix ended. Approximate solvers
+do not pay: their permutations are not optimal.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from llfc_core import kernels
+from llfc_core.kernels import native
 
-def assign(similarity: Tensor) -> Tensor:
+
+def assign(similarity: Tensor, prices: Tensor | None = None) -> Tensor:
     """The permutation with the greatest Σ_i similarity[i, perm[i]].
 
-    similarity: ``(n, n)``, A's units by B's, any device. Returns int64 ``(n,)`` on the CPU; which
-    of several optima is unspecified. Raises ValueError unless the matrix is square and finite.
+    similarity: ``(n, n)``, A's units by B's, any device. prices: see `assign_tree`. Returns int64
+    ``(n,)`` on the CPU; which of several optima is unspecified. Raises ValueError unless the matrix
+    is square and finite.
     """
-    return assign_tree(similarity, {})[0]
+    return assign_tree(similarity, {}, prices)[0]
 
 
-def assign_tree(own: Tensor, children: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def assign_tree(
+    own: Tensor, children: Mapping[str, Tensor], prices: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The best permutation of b blocks together with those of the units within them.
 
     Putting block j into slot i is worth own[i, j] plus, for each child, the best assignment of
@@ -37,6 +44,10 @@ def assign_tree(own: Tensor, children: Mapping[str, Tensor]) -> tuple[Tensor, di
         Similarity of the blocks themselves, ``(b, b)``.
     children
         Similarities of units within the blocks, by name, ``(b·n, b·n)``, unit by unit (n·i + u).
+    prices
+        Float64 ``(b,)`` on the CPU, written to: prices of B's blocks at which the search begins
+        (zeros, if nothing is known), and then those at which each slot takes the block that suits
+        it best, an optimum of the dual. Those of an earlier, similar matrix save most of the time.
 
     Returns
     -------
@@ -54,26 +65,33 @@ def assign_tree(own: Tensor, children: Mapping[str, Tensor]) -> tuple[Tensor, di
     candidates = {}
     for name, similarity in children.items():
         whole = _matrix(similarity, b)
-        s = whole.reshape(b, len(whole) // b, b, len(whole) // b).swapaxes(1, 2)
-        best = np.array([[_solve(s[i, j]) for j in range(b)] for i in range(b)])  # (b, b, n)
-        value = value + np.take_along_axis(s, best[..., None], axis=3).sum((2, 3))
-        candidates[name] = best
-    outer = _solve(value)
-    inner = {k: torch.from_numpy(best[np.arange(b), outer]) for k, best in candidates.items()}
-    return torch.from_numpy(outer), inner
+        s = whole.unflatten(0, (b, -1)).unflatten(2, (b, -1)).transpose(1, 2).flatten(0, 1)
+        best = _solve(s)  # (b·b, n)
+        worth = s.gather(2, best[..., None]).sum((1, 2))
+        value = value + worth.view(b, b)
+        candidates[name] = best.view(b, b, -1)
+    outer = _solve(value[None], None if prices is None else prices[None])[0]
+    return outer, {name: best[torch.arange(b), outer] for name, best in candidates.items()}
 
 
-def _matrix(similarity: Tensor, blocks: int) -> np.ndarray:
-    matrix = similarity.detach().to("cpu", torch.float64).numpy()
+def _matrix(similarity: Tensor, blocks: int) -> Tensor:
+    matrix = similarity.detach().to("cpu", torch.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) % blocks:
         multiple = "" if blocks == 1 else f" of a multiple of {blocks}"
-        raise ValueError(f"a similarity is a square matrix{multiple}, not {matrix.shape}")
-    if not np.isfinite(matrix).all():
+        raise ValueError(f"a similarity is a square matrix{multiple}, not {tuple(matrix.shape)}")
+    if not bool(matrix.isfinite().all()):
         raise ValueError("the similarity has values that are not finite")
     return matrix
 
 
-def _solve(similarity: np.ndarray) -> np.ndarray:
+def _solve(similarity: Tensor, prices: Tensor | None = None) -> Tensor:
+    """``(k, n, n)`` → int64 ``(k, n)``."""
+    if kernels.path(similarity) == "native":
+        return native.linear_assignment(similarity, prices)
+    return torch.from_numpy(np.stack([_by_scipy(s) for s in similarity.numpy()]))
+
+
+def _by_scipy(similarity: np.ndarray) -> np.ndarray:
     # Taking off each row's and then each column's best leaves the optimum and saves the solver's
     # first searches: a quarter of the time on similarities of trained networks.
     cost = similarity.max(1, keepdims=True, initial=-np.inf) - similarity
