@@ -609,7 +609,7 @@ static int64_t relax(const Market *m, const double *s, int64_t n, int32_t i, dou
     return nearest;
 }
 
-/* Gives row `first` a column, others perhaps another one. 0 where numbers overflow. */
+/* Gives row `first` a column, others perhaps another one. 0 where numbers are not finite. */
 static int augment(Market *m, const double *s, int64_t n, int32_t first, double *p,
                    int64_t *columns) {
     int64_t size = 0, end = -1;
@@ -647,10 +647,13 @@ static int assign(Market *m, const double *s, int64_t n, double *p, int64_t *col
     for (int64_t j = 0; j < n; j++) m->open[j] = -INFINITY;
     for (int64_t i = 0; i < n; i++) { /* no higher than the keenest row would pay */
         wanted(s + i * n, p, n, &best, &next);
+        int64_t odd = 0;
         for (int64_t j = 0; j < n; j++) {
             double x = s[i * n + j] - best;
+            odd += !(x - x == 0);
             m->open[j] = x > m->open[j] ? x : m->open[j];
         }
+        if (odd) return 0;
     }
     memcpy(p, m->open, n * sizeof *p);
     int64_t left = 0;
@@ -692,8 +695,8 @@ static int assign(Market *m, const double *s, int64_t n, double *p, int64_t *col
     return 1;
 }
 
-/* s: (k, n, n), finite; prices (k, n): where to begin, then the optimum's; columns (k, n): x. No
- * products, so the same on every processor. Returns 0; 1: numbers overflow; 2: memory is short. */
+/* s: (k, n, n); prices (k, n): where to begin, then the optimum's; columns (k, n): x. No products, so
+ * the same on every processor. Returns 0; 1 where numbers are not finite; 2 where memory is short. */
 API int linear_assignment(const double *s, int64_t k, int64_t n, double *prices, int64_t *columns) {
     double *memory = malloc((3 * sizeof(double) + 6 * sizeof(int32_t)) * (n + 1));
     if (!memory || n >= INT32_MAX) {

@@ -164,13 +164,14 @@ def linear_assignment(similarity: Tensor, prices: Tensor | None = None) -> Tenso
     Parameters
     ----------
     similarity
-        Finite float64 ``(k, n, n)``.
+        Float64 ``(k, n, n)``.
     prices
-        Float64 ``(k, n)``, contiguous, of the columns: where the search begins, any finite values,
-        and afterwards an optimum of the dual: each row's perm[i] is where similarity − price is
-        largest. What prices it begins with changes the time, and which of several optima is found.
+        Float64 ``(k, n)``, contiguous, written to. Prices of the columns at which the search
+        begins, any finite ones (None: zeros); then an optimum of the dual: each row's perm[i] is
+        where similarity − price is largest. They change the time, and which of equal optima is
+        found.
 
-    Returns int64 ``(k, n)``. Raises ValueError for values so large that sums of them are not finite.
+    Returns int64 ``(k, n)``. Raises ValueError where values, or sums of them, are not finite.
     """
     k, n, _ = similarity.shape
     similarity = similarity.contiguous()
@@ -179,11 +180,9 @@ def linear_assignment(similarity: Tensor, prices: Tensor | None = None) -> Tenso
     out = torch.empty(k, n, dtype=torch.int64)
     found = library()
     assert found is not None
-    status = found.linear_assignment(
-        similarity.data_ptr(), k, n, prices.data_ptr(), out.data_ptr()
-    )
+    status = found.linear_assignment(similarity.data_ptr(), k, n, prices.data_ptr(), out.data_ptr())
     if status == 1:
-        raise ValueError("the similarity has values too large to be added up")
+        raise ValueError("the similarity has values that are not finite, or too large to be added")
     if status == 2:
         raise MemoryError(f"no memory to assign {n} units")
     return out

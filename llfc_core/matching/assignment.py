@@ -8,7 +8,11 @@ do not pay: their permutations are not optimal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -65,30 +69,52 @@ def assign_tree(
     candidates = {}
     for name, similarity in children.items():
         whole = _matrix(similarity, b)
-        s = whole.unflatten(0, (b, -1)).unflatten(2, (b, -1)).transpose(1, 2).flatten(0, 1)
-        best = _solve(s)  # (b·b, n)
-        worth = s.gather(2, best[..., None]).sum((1, 2))
-        value = value + worth.view(b, b)
-        candidates[name] = best.view(b, b, -1)
+        s = whole.reshape(b, len(whole) // b, b, len(whole) // b).swapaxes(1, 2)
+        best = _solve(s.reshape(b * b, *s.shape[2:])).reshape(b, b, -1)
+        value = value + np.take_along_axis(s, best[..., None], axis=3).sum((2, 3))
+        candidates[name] = best
     outer = _solve(value[None], None if prices is None else prices[None])[0]
-    return outer, {name: best[torch.arange(b), outer] for name, best in candidates.items()}
+    inner = {k: torch.from_numpy(best[np.arange(b), outer]) for k, best in candidates.items()}
+    return torch.from_numpy(outer), inner
 
 
-def _matrix(similarity: Tensor, blocks: int) -> Tensor:
-    matrix = similarity.detach().to("cpu", torch.float64)
+Step = tuple[dict[str, Tensor], float]  # permutations by group; seconds that they took
+
+
+@contextmanager
+def solving(threads: int) -> Iterator[Callable[..., Future[Step]]]:
+    """Gives ``launch(solve, *args)``, which runs ``solve`` in one of so many threads.
+
+    Its future has what ``solve`` returned, and its seconds. Kernels take the caller's path.
+    """
+
+    def timed(solve: Callable[..., dict[str, Tensor]], *args: object) -> Step:
+        began = perf_counter()
+        return solve(*args), perf_counter() - began
+
+    def launch(solve: Callable[..., dict[str, Tensor]], *args: object) -> Future[Step]:
+        return pool.submit(copy_context().run, timed, solve, *args)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="llfc-matching") as pool:
+        yield launch
+
+
+def _matrix(similarity: Tensor, blocks: int) -> np.ndarray:
+    matrix = similarity.detach().to("cpu", torch.float64).numpy()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) % blocks:
         multiple = "" if blocks == 1 else f" of a multiple of {blocks}"
-        raise ValueError(f"a similarity is a square matrix{multiple}, not {tuple(matrix.shape)}")
-    if not bool(matrix.isfinite().all()):
-        raise ValueError("the similarity has values that are not finite")
+        raise ValueError(f"a similarity is a square matrix{multiple}, not {matrix.shape}")
     return matrix
 
 
-def _solve(similarity: Tensor, prices: Tensor | None = None) -> Tensor:
+def _solve(similarity: np.ndarray, prices: Tensor | None = None) -> np.ndarray:
     """``(k, n, n)`` → int64 ``(k, n)``."""
-    if kernels.path(similarity) == "native":
-        return native.linear_assignment(similarity, prices)
-    return torch.from_numpy(np.stack([_by_scipy(s) for s in similarity.numpy()]))
+    tensor = torch.from_numpy(np.ascontiguousarray(similarity))
+    if kernels.path(tensor) == "native":
+        return native.linear_assignment(tensor, prices).numpy()
+    if not np.isfinite(similarity).all():
+        raise ValueError("the similarity has values that are not finite")
+    return np.array([_by_scipy(s) for s in similarity]).reshape(similarity.shape[:2])
 
 
 def _by_scipy(similarity: np.ndarray) -> np.ndarray:

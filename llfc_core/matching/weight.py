@@ -6,14 +6,16 @@ group: with all others held, the best permutation of one group is a linear assig
 
 Here a step solves a *tree*: a group with the groups of units within its blocks. Everything is
 computed in float64 (a float32 product is only a quarter faster, and its rounding would decide
-ties). Products are taken where the weights are, assignments on the CPU.
+ties). Products are taken where the weights are, assignments on the CPU: those of trees that share
+no tensor side by side, each of them from the prices at which the tree's last one ended.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -21,7 +23,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from llfc_core.matching.assignment import assign_tree
+from llfc_core.matching.assignment import Step, assign_tree, solving
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
 
@@ -85,7 +87,9 @@ def match_weights(
     quadratic in that tree's permutation: the step is the optimum of its linearisation, and is
     rejected where the objective itself does not rise.
 
-    A tree is solved again only when a tree that shares a tensor with it has changed.
+    A tree is solved again only when a tree that shares a tensor with it has changed. Trees that
+    share none are solved side by side, in as many threads as torch uses (`torch.get_num_threads`);
+    the result is that of one after the other.
 
     Parameters
     ----------
@@ -167,11 +171,10 @@ class Tree:
     def root(self) -> str:
         return next(iter(self.uses))
 
-    def step(self, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The assignment of the whole tree, given ``(units, units)`` by group."""
-        outer, inner = assign_tree(
-            similarity[self.root], {k: v for k, v in similarity.items() if k != self.root}
-        )
+    def step(self, similarity: Mapping[str, Tensor], prices: Tensor) -> dict[str, Tensor]:
+        """The assignment of the whole tree, given ``(units, units)`` by group (`assign_tree`)."""
+        children = {k: v for k, v in similarity.items() if k != self.root}
+        outer, inner = assign_tree(similarity[self.root], children, prices)
         return {self.root: outer, **inner}
 
 
@@ -236,6 +239,7 @@ class Descent:
     """One run: the permutation so far, π(B), and each group's similarity, kept up to date.
 
     Memory: what has moved of B twice, and n² float64 for each group of n units, where B is.
+    ``prices``, by tree, of π(B)'s units: where the next assignment begins.
     """
 
     def __init__(
@@ -247,6 +251,7 @@ class Descent:
         start: Mapping[str, Tensor],
         names: Iterable[str],
         clock: Clock,
+        prices: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.trees, self.spec, self.clock = trees, spec, clock
         self.permutations = spec.checked(start)
@@ -257,6 +262,10 @@ class Descent:
         self.trace = [inner_product(self.a, self.moved, self.moved)]
         self.sweeps = 0
         self.converged = False
+        self.prices = {
+            tree.root: torch.zeros(spec.groups[tree.root].size, dtype=torch.float64)
+            for tree in trees
+        } | dict(prices or {})
         # By group, Σ rows(A) rows(π(B))ᵀ and, by use, the tensor of π(B) that is in that sum.
         self._similarity: dict[str, tuple[Tensor, dict[int, Tensor]]] = {}
 
@@ -268,17 +277,53 @@ class Descent:
         """Sweep until no tree can be improved."""
         # Trees whose similarities have changed since they were last solved.
         due = set(range(len(self.trees)))
-        while due and self.sweeps < max_sweeps:
-            self.sweeps += 1
-            for i in torch.randperm(len(self.trees), generator=generator).tolist():
-                if i not in due:
-                    continue
-                due.discard(i)
-                gain = self._improve(self.trees[i])
-                if gain > 0:
+        threads = torch.get_num_threads()
+        with solving(threads) as launch:
+            while due and self.sweeps < max_sweeps:
+                self.sweeps += 1
+                order = torch.randperm(len(self.trees), generator=generator).tolist()
+                for gain in self._sweep(order, due, launch, threads):
                     self.trace.append(self.trace[-1] + gain)
-                    due |= self.trees[i].neighbours
         self.converged = not due
+
+    def _sweep(
+        self, order: list[int], due: set[int], launch: Callable[..., Future[Step]], threads: int
+    ) -> list[float]:
+        """Solve the trees that are due; gains in order, ``due`` as it is after the sweep.
+
+        A tree waits for its neighbours earlier in the order, and for nobody else: what it finds is
+        what it would find with one tree solved after the other. Products are taken in this thread,
+        which waits for assignments when so many are under way as there are threads.
+        """
+        gains: dict[int, float] = {}
+        waiting, running = order.copy(), dict[Future[Step], int]()
+        while waiting or running:
+            i = self._ready(waiting, running.values())
+            if i is not None and len(running) < threads:
+                waiting.remove(i)
+                if i in due:
+                    due.discard(i)
+                    tree = self.trees[i]
+                    args = self._compared(tree), self.prices[tree.root]
+                    running[launch(tree.step, *args)] = i
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                i = running.pop(future)
+                step, seconds = future.result()
+                self.clock["assignment"] += seconds
+                gains[i] = self._take(self.trees[i], step)
+                if gains[i] > 0:
+                    due |= self.trees[i].neighbours
+        return [gains[i] for i in order if gains.get(i, 0.0) > 0]
+
+    def _ready(self, waiting: Iterable[int], running: Iterable[int]) -> int | None:
+        """The first tree that no neighbour earlier in the order keeps waiting."""
+        ahead = set(running)
+        for i in waiting:
+            if self.trees[i].neighbours.isdisjoint(ahead):
+                return i
+            ahead.add(i)
+        return None
 
     def anchor(self) -> None:
         """Move to where a sweep from the fixed axes outwards leads, if that is better.
@@ -288,7 +333,7 @@ class Descent:
         in an order that has nothing to do with A's, and add noise: a residual stream is held by
         dozens of tensors, of which the first alone says anything at the start.
         """
-        before = self.permutations, dict(self.moved)
+        before = dict(self.permutations), dict(self.moved)
         holds: dict[str, set[int]] = defaultdict(set)
         for i, tree in enumerate(self.trees):
             for name in tree.spec.layouts:
@@ -309,7 +354,9 @@ class Descent:
                 break  # nothing that is left is held by anything
             at = shares.index(max(shares))
             tree, names = self.trees[left.pop(at)], known[at]
-            step = self._step(tree, names)
+            similarity = self._compared(tree, names)
+            with self.clock.timing("assignment"):
+                step = tree.step(similarity, self.prices[tree.root])
             self._accept(tree, step, self._permuted(tree, step))
         reached = inner_product(self.a, self.moved, self.moved)
         if reached > self.trace[0] + self.tolerance:
@@ -317,9 +364,8 @@ class Descent:
         else:
             self.permutations, self.moved = before
 
-    def _improve(self, tree: Tree) -> float:
-        """Solve one tree; how much the objective rises, 0 where it does not and nothing changes."""
-        step = self._step(tree)
+    def _take(self, tree: Tree, step: Mapping[str, Tensor]) -> float:
+        """Take a step if the objective rises: by how much; else 0, and nothing changes."""
         if all(torch.equal(p, torch.arange(p.shape[-1]).expand_as(p)) for p in step.values()):
             return 0.0
         if tree.quadratic:
@@ -338,15 +384,14 @@ class Descent:
         columns = slots(self.spec, group, step).to(similarity.device)
         return float((similarity.gather(1, columns[:, None])[:, 0] - similarity.diagonal()).sum())
 
-    def _step(self, tree: Tree, names: set[str] | None = None) -> dict[str, Tensor]:
-        """The best step from π(B), compared in the tensors named (None: all)."""
+    def _compared(self, tree: Tree, names: set[str] | None = None) -> dict[str, Tensor]:
+        """The similarity of each group in the tensors named (None: all), on the CPU."""
         similarity = {}
         with self.clock.timing("similarity"):
             for group, uses in tree.uses.items():
                 here = {k: u for k, u in enumerate(uses) if names is None or u.tensor in names}
                 similarity[group] = self._compare(group, here).cpu()
-        with self.clock.timing("assignment"):
-            return tree.step(similarity)
+        return similarity
 
     def _compare(self, group: str, uses: Mapping[int, Use]) -> Tensor:
         """The similarity of a group's units, float64 ``(units, units)``.
@@ -386,12 +431,14 @@ class Descent:
     def _accept(self, tree: Tree, step: Mapping[str, Tensor], moved: State) -> None:
         with self.clock.timing("similarity"):
             before = {group: self.permutations[group] for group in tree.uses}
-            self.permutations = self.permutations | tree.spec.compose(before, step)
+            self.permutations |= tree.spec.compose(before, step)
             self.moved |= moved
+            # The step has moved the units of π(B), and with them their prices.
+            self.prices[tree.root] = self.prices[tree.root][step[tree.root]]
             if tree.quadratic:
                 return  # rows have changed in other ways, too: `_compare` will find out
             for group, uses in tree.uses.items():
-                # The step has moved the units of π(B), so the columns of the similarity.
+                # … and the columns of the similarity.
                 similarity, seen = self._similarity[group]
                 columns = slots(self.spec, group, step).to(similarity.device)
                 self._similarity[group] = (
