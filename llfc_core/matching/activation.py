@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llfc_core.features import Layer, Taps
-from llfc_core.matching.assignment import assign_tree, solving
+from llfc_core.matching.assignment import assign_tree, side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
 from llfc_core.matching.weight import TOLERANCE, Clock, families, slots
@@ -83,12 +83,12 @@ def match_activations(
             for root, members in families(spec).items()
             if not moments.keys().isdisjoint(members)
         }
-        with solving(torch.get_num_threads()) as launch:
-            steps = {root: launch(_step, root, here, spec) for root, here in trees.items()}
+        with clock.timing("assignment"), side_by_side(torch.get_num_threads()) as submit:
+            found = {root: submit(1, _step, root, here, spec) for root, here in trees.items()}
+            steps = {root: future.result() for root, future in found.items()}
         trace, gains = [0.0], []
         for root, similarity in trees.items():
-            step, seconds = steps[root].result()
-            clock["assignment"] += seconds
+            step = steps[root]
             before = {group: float(m.trace()) for group, m in similarity.items()}
             after = {
                 group: float(m[:, slots(spec, group, step)].trace())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -78,25 +78,33 @@ def assign_tree(
     return torch.from_numpy(outer), inner
 
 
-Step = tuple[dict[str, Tensor], float]  # permutations by group; seconds that they took
+T = TypeVar("T")
+Submit = Callable[..., Future[T]]
 
 
 @contextmanager
-def solving(threads: int) -> Iterator[Callable[..., Future[Step]]]:
-    """Gives ``launch(solve, *args)``, which runs ``solve`` in one of so many threads.
+def side_by_side(threads: int) -> Iterator[Submit]:
+    """Gives ``submit(share, work, *args)``: ``work`` in one of so many threads.
 
-    Its future has what ``solve`` returned, and its seconds. Kernels take the caller's path.
+    Torch uses ``share`` threads within, and kernels take the caller's path.
     """
+    used = False
 
-    def timed(solve: Callable[..., dict[str, Tensor]], *args: object) -> Step:
-        began = perf_counter()
-        return solve(*args), perf_counter() - began
+    def limited(share: int, work: Callable[..., T], *args: object) -> T:
+        torch.set_num_threads(share)
+        return work(*args)
 
-    def launch(solve: Callable[..., dict[str, Tensor]], *args: object) -> Future[Step]:
-        return pool.submit(copy_context().run, timed, solve, *args)
+    def submit(share: int, work: Callable[..., T], *args: object) -> Future[T]:
+        nonlocal used
+        used = True
+        return pool.submit(copy_context().run, limited, share, work, *args)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="llfc-matching") as pool:
-        yield launch
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="llfc-matching") as pool:
+            yield submit
+    finally:
+        if used:  # what any thread sets, torch takes for the default of threads to come
+            torch.set_num_threads(torch.get_num_threads())
 
 
 def _matrix(similarity: Tensor, blocks: int) -> np.ndarray:

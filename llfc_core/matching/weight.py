@@ -6,24 +6,25 @@ group: with all others held, the best permutation of one group is a linear assig
 
 Here a step solves a *tree*: a group with the groups of units within its blocks. Everything is
 computed in float64 (a float32 product is only a quarter faster, and its rounding would decide
-ties). Products are taken where the weights are, assignments on the CPU: those of trees that share
-no tensor side by side, each of them from the prices at which the tree's last one ended.
+ties). Products are taken where the weights are, assignments on the CPU, each from the prices at
+which the tree's last one ended. Trees that share no tensor do not wait for each other.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from llfc_core.matching.assignment import Step, assign_tree, solving
+from llfc_core.matching.assignment import Submit, assign_tree, side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
 
@@ -277,53 +278,58 @@ class Descent:
         """Sweep until no tree can be improved."""
         # Trees whose similarities have changed since they were last solved.
         due = set(range(len(self.trees)))
-        threads = torch.get_num_threads()
-        with solving(threads) as launch:
+        # Elsewhere than on a CPU products are taken one after the other anyway.
+        on_cpu = all(value.device.type == "cpu" for value in self.a.values())
+        threads = torch.get_num_threads() if on_cpu else 1
+        with side_by_side(threads) as submit:
             while due and self.sweeps < max_sweeps:
                 self.sweeps += 1
                 order = torch.randperm(len(self.trees), generator=generator).tolist()
-                for gain in self._sweep(order, due, launch, threads):
+                for gain in self._sweep(order, due, submit, threads):
                     self.trace.append(self.trace[-1] + gain)
         self.converged = not due
 
-    def _sweep(
-        self, order: list[int], due: set[int], launch: Callable[..., Future[Step]], threads: int
-    ) -> list[float]:
-        """Solve the trees that are due; gains in order, ``due`` as it is after the sweep.
+    def _sweep(self, order: list[int], due: set[int], submit: Submit, threads: int) -> list[float]:
+        """Solve the trees that are due; gains in order, and ``due`` as it is then.
 
-        A tree waits for its neighbours earlier in the order, and for nobody else: what it finds is
-        what it would find with one tree solved after the other. Products are taken in this thread,
-        which waits for assignments when so many are under way as there are threads.
+        A tree waits for its neighbours earlier in the order, and for nobody else: it finds what it
+        would find if one tree were solved after the other.
         """
         gains: dict[int, float] = {}
-        waiting, running = order.copy(), dict[Future[Step], int]()
+        waiting, running = order.copy(), dict[Future[float], int]()
+
+        def done(i: int, gain: float) -> None:
+            gains[i] = gain
+            if gain > 0:
+                due.update(self.trees[i].neighbours)
+
         while waiting or running:
-            i = self._ready(waiting, running.values())
-            if i is not None and len(running) < threads:
-                waiting.remove(i)
-                if i in due:
-                    due.discard(i)
-                    tree = self.trees[i]
-                    args = self._compared(tree), self.prices[tree.root]
-                    running[launch(tree.step, *args)] = i
+            ready = self._ready(waiting, running.values(), due)
+            due.difference_update(ready)
+            if threads == 1 or not (running or len(ready) > 1):
+                for i in ready:
+                    done(i, self._improve(self.trees[i]))
                 continue
+            share = max(1, threads // (len(ready) + len(running)))
+            running |= {submit(share, self._improve, self.trees[i]): i for i in ready}
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                i = running.pop(future)
-                step, seconds = future.result()
-                self.clock["assignment"] += seconds
-                gains[i] = self._take(self.trees[i], step)
-                if gains[i] > 0:
-                    due |= self.trees[i].neighbours
+                done(running.pop(future), future.result())
         return [gains[i] for i in order if gains.get(i, 0.0) > 0]
 
-    def _ready(self, waiting: Iterable[int], running: Iterable[int]) -> int | None:
-        """The first tree that no neighbour earlier in the order keeps waiting."""
-        ahead = set(running)
-        for i in waiting:
+    def _ready(self, waiting: list[int], running: Collection[int], due: set[int]) -> list[int]:
+        """Takes from ``waiting`` all trees that no neighbour ahead of them keeps waiting.
+
+        Returns those that are due.
+        """
+        ahead, ready = set(running), []
+        for i in waiting.copy():
             if self.trees[i].neighbours.isdisjoint(ahead):
-                return i
+                waiting.remove(i)
+                if i not in due:
+                    continue
+                ready.append(i)
             ahead.add(i)
-        return None
+        return ready
 
     def anchor(self) -> None:
         """Move to where a sweep from the fixed axes outwards leads, if that is better.
@@ -354,9 +360,7 @@ class Descent:
                 break  # nothing that is left is held by anything
             at = shares.index(max(shares))
             tree, names = self.trees[left.pop(at)], known[at]
-            similarity = self._compared(tree, names)
-            with self.clock.timing("assignment"):
-                step = tree.step(similarity, self.prices[tree.root])
+            step = self._step(tree, names)
             self._accept(tree, step, self._permuted(tree, step))
         reached = inner_product(self.a, self.moved, self.moved)
         if reached > self.trace[0] + self.tolerance:
@@ -364,8 +368,9 @@ class Descent:
         else:
             self.permutations, self.moved = before
 
-    def _take(self, tree: Tree, step: Mapping[str, Tensor]) -> float:
-        """Take a step if the objective rises: by how much; else 0, and nothing changes."""
+    def _improve(self, tree: Tree) -> float:
+        """Solve one tree; how much the objective rises, 0 where it does not and nothing changes."""
+        step = self._step(tree)
         if all(torch.equal(p, torch.arange(p.shape[-1]).expand_as(p)) for p in step.values()):
             return 0.0
         if tree.quadratic:
@@ -384,14 +389,15 @@ class Descent:
         columns = slots(self.spec, group, step).to(similarity.device)
         return float((similarity.gather(1, columns[:, None])[:, 0] - similarity.diagonal()).sum())
 
-    def _compared(self, tree: Tree, names: set[str] | None = None) -> dict[str, Tensor]:
-        """The similarity of each group in the tensors named (None: all), on the CPU."""
+    def _step(self, tree: Tree, names: set[str] | None = None) -> dict[str, Tensor]:
+        """The best step from π(B), compared in the tensors named (None: all)."""
         similarity = {}
         with self.clock.timing("similarity"):
             for group, uses in tree.uses.items():
                 here = {k: u for k, u in enumerate(uses) if names is None or u.tensor in names}
                 similarity[group] = self._compare(group, here).cpu()
-        return similarity
+        with self.clock.timing("assignment"):
+            return tree.step(similarity, self.prices[tree.root])
 
     def _compare(self, group: str, uses: Mapping[int, Use]) -> Tensor:
         """The similarity of a group's units, float64 ``(units, units)``.
@@ -448,10 +454,11 @@ class Descent:
 
 
 class Clock(dict[str, float]):
-    """Seconds by what they were spent on."""
+    """Seconds by what they were spent on, summed over threads that work side by side."""
 
     def __init__(self) -> None:
         super().__init__({"similarity": 0.0, "assignment": 0.0, "total": 0.0})
+        self._lock = Lock()
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
@@ -459,7 +466,9 @@ class Clock(dict[str, float]):
         try:
             yield
         finally:
-            self[what] = self.get(what, 0.0) + perf_counter() - began
+            seconds = perf_counter() - began
+            with self._lock:
+                self[what] = self.get(what, 0.0) + seconds
 
 
 def _norms(a: State, b: State) -> dict[str, float]:
