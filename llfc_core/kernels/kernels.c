@@ -1,4 +1,5 @@
-/* The CPU kernels: each row (data point) is read from memory once, every sum is float64.
+/* The CPU kernels: each row (data point) is read from memory once, every sum is float64; and linear
+ * assignment.
  *
  * Plain C with the vector types that GCC and Clang share; compiled on first use and called through
  * ctypes (see native.py), which releases Python's lock meanwhile. A row's numbers depend on that
@@ -508,3 +509,206 @@ DEFINE(float, F32, uint32_t, float32)
 DEFINE(double, F64, uint64_t, float64)
 DEFINE_DIST(float, float32)
 DEFINE_DIST(double, float64)
+
+/* ---- linear assignment ----------------------------------------------------------------------- */
+
+/* max over permutations of sum_i s[i][x(i)]. A column j has a price p_j, and row i wants the column
+ * where s[i][j] - p_j is largest. Where each row has a column that it wants, the assignment is
+ * optimal, whatever the prices began as (any are a feasible start of the dual). First rows bid for
+ * columns (Jonker and Volgenant's augmenting row reduction, 1987), which leaves few; each of these
+ * then gets a column by a shortest augmenting path (as in Crouse, 2016), dense, a row at a time. */
+
+typedef int64_t M64 __attribute__((vector_size(LANES * sizeof(int64_t))));
+typedef int32_t M32 __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+#define BIDDING 16 /* rounds; more of them leave fewer rows, which no longer pays */
+
+static inline V loaded(const double *p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline V all(double x) { return (V){x, x, x, x, x, x, x, x}; }
+
+static inline V either(M64 which, V a, V b) { return (V)(((M64)a & which) | ((M64)b & ~which)); }
+
+/* The first column where s - p is largest; that value, and the largest of the others. */
+static int64_t wanted(const double *s, const double *p, int64_t n, double *best, double *next) {
+    V one = all(-INFINITY), two = one;
+    M64 at = {0}, here = {0, 1, 2, 3, 4, 5, 6, 7};
+    int64_t j = 0, found = 0;
+    for (; j + LANES <= n; j += LANES, here += LANES) {
+        V x = loaded(s + j) - loaded(p + j);
+        M64 more = x > one;
+        V loser = either(more, one, x);
+        one = either(more, x, one);
+        at = (here & more) | (at & ~more);
+        two = either(loser > two, loser, two);
+    }
+    double a = -INFINITY, b = -INFINITY;
+    for (int l = 0; l < LANES; l++) {
+        int beats = one[l] > a || (one[l] == a && at[l] < found);
+        double loser = beats ? a : one[l];
+        b = loser > b ? loser : b;
+        b = two[l] > b ? two[l] : b;
+        if (beats) a = one[l], found = at[l];
+    }
+    for (; j < n; j++) {
+        double x = s[j] - p[j], loser = x > a ? a : x;
+        b = loser > b ? loser : b;
+        if (x > a) a = x, found = j;
+    }
+    *best = a;
+    *next = b;
+    return found;
+}
+
+typedef struct {
+    double *distance;   /* (n) of the shortest path to each column; infinite once it is scanned */
+    double *open;       /* (n) prices; infinite once the column is scanned */
+    double *final;      /* (n) distances of the columns scanned */
+    int32_t *from;      /* (n) the last row on the path to each column */
+    int32_t *row;       /* (n) by column, the row that has it; -1: nobody */
+    int32_t *scanned;   /* (n) columns */
+    int32_t *spare;     /* (n) columns that nobody has; */
+    int64_t spares;     /* so many of them */
+    int32_t *left, *later; /* (n) rows without a column */
+} Market;
+
+/* Paths to all columns by way of row i, which is reached at `base`: the nearest column not scanned,
+ * the first of equals, and its distance. */
+static int64_t relax(const Market *m, const double *s, int64_t n, int32_t i, double base,
+                     double *distance) {
+    V least = all(INFINITY), up = all(base);
+    M32 self = {i, i, i, i, i, i, i, i}, at = {0}, here = {0, 1, 2, 3, 4, 5, 6, 7};
+    int64_t j = 0, nearest = 0;
+    for (; j + LANES <= n; j += LANES, here += LANES) {
+        V new = loaded(m->open + j) - loaded(s + j) + up, old = loaded(m->distance + j);
+        M64 less = new < old;
+        M32 from, changed = __builtin_convertvector(less, M32);
+        memcpy(&from, m->from + j, sizeof from);
+        new = either(less, new, old);
+        from = (self & changed) | (from & ~changed);
+        memcpy(m->distance + j, &new, sizeof new);
+        memcpy(m->from + j, &from, sizeof from);
+        less = new < least;
+        changed = __builtin_convertvector(less, M32);
+        least = either(less, new, least);
+        at = (here & changed) | (at & ~changed);
+    }
+    double low = INFINITY;
+    for (int l = 0; l < LANES; l++)
+        if (least[l] < low || (least[l] == low && at[l] < nearest)) low = least[l], nearest = at[l];
+    for (; j < n; j++) {
+        double new = m->open[j] - s[j] + base;
+        if (new < m->distance[j]) m->distance[j] = new, m->from[j] = i;
+        if (m->distance[j] < low) low = m->distance[j], nearest = j;
+    }
+    *distance = low;
+    return nearest;
+}
+
+/* Gives row `first` a column, others perhaps another one. 0 where numbers are not finite. */
+static int augment(Market *m, const double *s, int64_t n, int32_t first, double *p,
+                   int64_t *columns) {
+    int64_t size = 0, end = -1;
+    int32_t i = first;
+    double base = 0, low; /* distances up to a constant, which changes no difference of prices */
+    memcpy(m->open, p, n * sizeof *p);
+    for (int64_t j = 0; j < n; j++) m->distance[j] = INFINITY;
+    for (;;) {
+        int64_t j = relax(m, s + i * n, n, i, base, &low);
+        if (!(low < INFINITY)) return 0;
+        for (int64_t k = 0; k < m->spares && end < 0; k++) /* of equals, one that ends the search */
+            if (m->distance[m->spare[k]] <= low) {
+                end = m->spare[k];
+                m->spare[k] = m->spare[--m->spares];
+            }
+        if (end >= 0) break;
+        i = m->row[j];
+        base = low + (s[i * n + j] - p[j]);
+        m->scanned[size++] = (int32_t)j;
+        m->final[j] = low;
+        m->open[j] = m->distance[j] = INFINITY;
+    }
+    for (int64_t k = 0; k < size; k++) p[m->scanned[k]] += low - m->final[m->scanned[k]];
+    do {
+        int64_t before = columns[i = m->from[end]];
+        m->row[end] = i;
+        columns[i] = end;
+        end = before;
+    } while (i != first);
+    return 1;
+}
+
+static int assign(Market *m, const double *s, int64_t n, double *p, int64_t *columns) {
+    double best, next;
+    for (int64_t j = 0; j < n; j++) m->open[j] = -INFINITY;
+    for (int64_t i = 0; i < n; i++) { /* no higher than the keenest row would pay */
+        wanted(s + i * n, p, n, &best, &next);
+        int64_t odd = 0;
+        for (int64_t j = 0; j < n; j++) {
+            double x = s[i * n + j] - best;
+            odd += !(x - x == 0);
+            m->open[j] = x > m->open[j] ? x : m->open[j];
+        }
+        if (odd) return 0;
+    }
+    memcpy(p, m->open, n * sizeof *p);
+    int64_t left = 0;
+    for (int64_t j = 0; j < n; j++) m->row[j] = -1;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t j = wanted(s + i * n, p, n, &best, &next);
+        if (m->row[j] < 0) {
+            m->row[j] = (int32_t)i;
+            columns[i] = j;
+        } else {
+            m->left[left++] = (int32_t)i;
+        }
+    }
+    for (int round = 0; round < BIDDING && left; round++) {
+        int64_t kept = 0, bids = 4 * left;
+        for (int64_t k = 0; k < left;) {
+            int32_t i = m->left[k++];
+            int64_t j = wanted(s + i * n, p, n, &best, &next);
+            int32_t other = m->row[j];
+            p[j] += best - next;
+            m->row[j] = i;
+            columns[i] = j;
+            if (other < 0) continue;
+            if (best > next && bids-- > 0)
+                m->left[--k] = other; /* bids again at once, elsewhere */
+            else
+                m->later[kept++] = other;
+        }
+        int32_t *swap = m->left;
+        m->left = m->later;
+        m->later = swap;
+        left = kept;
+    }
+    m->spares = 0;
+    for (int64_t j = 0; j < n; j++)
+        if (m->row[j] < 0) m->spare[m->spares++] = (int32_t)j;
+    for (int64_t k = 0; k < left; k++)
+        if (!augment(m, s, n, m->left[k], p, columns)) return 0;
+    return 1;
+}
+
+/* s: (k, n, n); prices (k, n): where to begin, then the optimum's; columns (k, n): x. No products, so
+ * the same on every processor. Returns 0; 1 where numbers are not finite; 2 where memory is short. */
+API int linear_assignment(const double *s, int64_t k, int64_t n, double *prices, int64_t *columns) {
+    double *memory = malloc((3 * sizeof(double) + 6 * sizeof(int32_t)) * (n + 1));
+    if (!memory || n >= INT32_MAX) {
+        free(memory);
+        return 2;
+    }
+    int32_t *whole = (int32_t *)(memory + 3 * n);
+    Market m = {memory,        memory + n,    memory + 2 * n, whole,         whole + n,
+                whole + 2 * n, whole + 3 * n, 0,              whole + 4 * n, whole + 5 * n};
+    int status = 0;
+    for (int64_t i = 0; i < k && !status; i++)
+        status = !assign(&m, s + i * n * n, n, prices + i * n, columns + i * n);
+    free(memory);
+    return status;
+}

@@ -93,6 +93,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         getattr(library, f"llfc_dots_{kind}").argtypes = (p, i, p, p, i, i, i, i, p)
         getattr(library, f"pair_sums_{kind}").argtypes = (p, p, i, i, i, p)
         getattr(library, f"dist_sigma_{kind}").argtypes = (p, p, i, i, i, i, p)
+    library.linear_assignment.argtypes = (p, i, i, p, p)
     return library
 
 
@@ -154,6 +155,36 @@ def dist_sigma(a: Tensor, b: Tensor, bins: int = 0) -> Tensor:
         raise ValueError("pre-activations must be finite: found inf or NaN")
     if status == 2:
         raise MemoryError(f"no memory for a row of {d} coordinates")
+    return out
+
+
+def linear_assignment(similarity: Tensor, prices: Tensor | None = None) -> Tensor:
+    """The permutations with the greatest Σ_i similarity[i, perm[i]], one after the other.
+
+    Parameters
+    ----------
+    similarity
+        Float64 ``(k, n, n)``.
+    prices
+        Float64 ``(k, n)``, contiguous, written to. Prices of the columns at which the search
+        begins, any finite ones (None: zeros); then an optimum of the dual: each row's perm[i] is
+        where similarity − price is largest. They change the time, and which of equal optima is
+        found.
+
+    Returns int64 ``(k, n)``. Raises ValueError where values, or sums of them, are not finite.
+    """
+    k, n, _ = similarity.shape
+    similarity = similarity.contiguous()
+    if prices is None:
+        prices = similarity.new_zeros(k, n)
+    out = torch.empty(k, n, dtype=torch.int64)
+    found = library()
+    assert found is not None
+    status = found.linear_assignment(similarity.data_ptr(), k, n, prices.data_ptr(), out.data_ptr())
+    if status == 1:
+        raise ValueError("the similarity has values that are not finite, or too large to be added")
+    if status == 2:
+        raise MemoryError(f"no memory to assign {n} units")
     return out
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llfc_core.features import Layer, Taps
-from llfc_core.matching.assignment import assign_tree
+from llfc_core.matching.assignment import assign_tree, side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
 from llfc_core.matching.weight import TOLERANCE, Clock, families, slots
@@ -74,17 +74,21 @@ def match_activations(
             group: [_Moments(statistic) for _ in here] for group, here in uses.items() if here
         }
         _stream(a, b, module, first, batches, uses, moments, clock)
-        trace, gains = [0.0], []
-        for root, members in families(spec).items():
-            similarity = {
+        trees = {
+            root: {
                 group: _total(moments[group])[:, slots(spec, group, permutations)]
                 for group in members
                 if group in moments
             }
-            if not similarity:
-                continue
-            with clock.timing("assignment"):
-                step = _step(root, members, similarity, spec)
+            for root, members in families(spec).items()
+            if not moments.keys().isdisjoint(members)
+        }
+        with clock.timing("assignment"), side_by_side(torch.get_num_threads()) as submit:
+            found = {root: submit(1, _step, root, here, spec) for root, here in trees.items()}
+            steps = {root: future.result() for root, future in found.items()}
+        trace, gains = [0.0], []
+        for root, similarity in trees.items():
+            step = steps[root]
             before = {group: float(m.trace()) for group, m in similarity.items()}
             after = {
                 group: float(m[:, slots(spec, group, step)].trace())
@@ -246,14 +250,12 @@ def _total(moments: Sequence[_Moments]) -> Tensor:
     return torch.stack([m.similarity() for m in moments]).sum(0)
 
 
-def _step(
-    root: str, members: Sequence[str], similarity: Mapping[str, Tensor], spec: PermutationSpec
-) -> dict[str, Tensor]:
+def _step(root: str, similarity: Mapping[str, Tensor], spec: PermutationSpec) -> dict[str, Tensor]:
     """The assignment of a tree; units that are seen nowhere keep their order in their block."""
     size = spec.groups[root].size
     outer, inner = assign_tree(
         similarity.get(root, torch.zeros(size, size, dtype=torch.float64)),
-        {group: similarity[group] for group in members if group in similarity and group != root},
+        {group: similarity[group] for group in similarity if group != root},
     )
     still = spec.identity()
-    return {root: outer} | {g: inner.get(g, still[g]) for g in members if g != root}
+    return {root: outer} | {g: inner.get(g, still[g]) for g in families(spec)[root] if g != root}

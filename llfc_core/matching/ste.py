@@ -115,6 +115,7 @@ def match_straight_through(
         free = {name: a[name].detach().clone().requires_grad_() for name in names}
         optimiser = torch.optim.SGD(list(free.values()), lr=lr, momentum=momentum)
         permutations = looked = matched.permutations
+        prices: dict[str, Tensor] = {}
         settled = False
         order = torch.empty(0, dtype=torch.int64)
         for step in range(steps + 1):
@@ -122,9 +123,9 @@ def match_straight_through(
                 if not len(order):
                     order = torch.randperm(len(train[1]), generator=generator)
                 here, order = order[:size].to(train[1].device), order[size:]
-                descent = Descent(trees, free, b, spec, permutations, names, clock)
+                descent = Descent(trees, free, b, spec, permutations, names, clock, prices)
                 descent.run(generator, sweeps)
-                permutations = descent.permutations
+                permutations, prices = descent.permutations, descent.prices
                 with clock.timing("gradient"):
                     middle = midpoint(a, spec.apply(b, permutations), free)
                     value = loss(_run(taps, train[0][here], middle), train[1][here])

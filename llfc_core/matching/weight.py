@@ -6,7 +6,8 @@ group: with all others held, the best permutation of one group is a linear assig
 
 Here a step solves a *tree*: a group with the groups of units within its blocks. Everything is
 computed in float64 (a float32 product is only a quarter faster, and its rounding would decide
-ties). Products are taken where the weights are, assignments on the CPU.
+ties). Products are taken where the weights are, assignments on the CPU, each from the prices at
+which the tree's last one ended. Trees that share no tensor do not wait for each other.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from llfc_core.matching.assignment import assign_tree
+from llfc_core.matching.assignment import Submit, assign_tree, side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
 
@@ -85,7 +88,9 @@ def match_weights(
     quadratic in that tree's permutation: the step is the optimum of its linearisation, and is
     rejected where the objective itself does not rise.
 
-    A tree is solved again only when a tree that shares a tensor with it has changed.
+    A tree is solved again only when a tree that shares a tensor with it has changed. Trees that
+    share none are solved side by side, in as many threads as torch uses (`torch.get_num_threads`);
+    the result is that of one after the other.
 
     Parameters
     ----------
@@ -167,11 +172,10 @@ class Tree:
     def root(self) -> str:
         return next(iter(self.uses))
 
-    def step(self, similarity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The assignment of the whole tree, given ``(units, units)`` by group."""
-        outer, inner = assign_tree(
-            similarity[self.root], {k: v for k, v in similarity.items() if k != self.root}
-        )
+    def step(self, similarity: Mapping[str, Tensor], prices: Tensor) -> dict[str, Tensor]:
+        """The assignment of the whole tree, given ``(units, units)`` by group (`assign_tree`)."""
+        children = {k: v for k, v in similarity.items() if k != self.root}
+        outer, inner = assign_tree(similarity[self.root], children, prices)
         return {self.root: outer, **inner}
 
 
@@ -236,6 +240,7 @@ class Descent:
     """One run: the permutation so far, π(B), and each group's similarity, kept up to date.
 
     Memory: what has moved of B twice, and n² float64 for each group of n units, where B is.
+    ``prices``, by tree, of π(B)'s units: where the next assignment begins.
     """
 
     def __init__(
@@ -247,6 +252,7 @@ class Descent:
         start: Mapping[str, Tensor],
         names: Iterable[str],
         clock: Clock,
+        prices: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.trees, self.spec, self.clock = trees, spec, clock
         self.permutations = spec.checked(start)
@@ -257,6 +263,10 @@ class Descent:
         self.trace = [inner_product(self.a, self.moved, self.moved)]
         self.sweeps = 0
         self.converged = False
+        self.prices = {
+            tree.root: torch.zeros(spec.groups[tree.root].size, dtype=torch.float64)
+            for tree in trees
+        } | dict(prices or {})
         # By group, Σ rows(A) rows(π(B))ᵀ and, by use, the tensor of π(B) that is in that sum.
         self._similarity: dict[str, tuple[Tensor, dict[int, Tensor]]] = {}
 
@@ -268,17 +278,58 @@ class Descent:
         """Sweep until no tree can be improved."""
         # Trees whose similarities have changed since they were last solved.
         due = set(range(len(self.trees)))
-        while due and self.sweeps < max_sweeps:
-            self.sweeps += 1
-            for i in torch.randperm(len(self.trees), generator=generator).tolist():
+        # Elsewhere than on a CPU products are taken one after the other anyway.
+        on_cpu = all(value.device.type == "cpu" for value in self.a.values())
+        threads = torch.get_num_threads() if on_cpu else 1
+        with side_by_side(threads) as submit:
+            while due and self.sweeps < max_sweeps:
+                self.sweeps += 1
+                order = torch.randperm(len(self.trees), generator=generator).tolist()
+                for gain in self._sweep(order, due, submit, threads):
+                    self.trace.append(self.trace[-1] + gain)
+        self.converged = not due
+
+    def _sweep(self, order: list[int], due: set[int], submit: Submit, threads: int) -> list[float]:
+        """Solve the trees that are due; gains in order, and ``due`` as it is then.
+
+        A tree waits for its neighbours earlier in the order, and for nobody else: it finds what it
+        would find if one tree were solved after the other.
+        """
+        gains: dict[int, float] = {}
+        waiting, running = order.copy(), dict[Future[float], int]()
+
+        def done(i: int, gain: float) -> None:
+            gains[i] = gain
+            if gain > 0:
+                due.update(self.trees[i].neighbours)
+
+        while waiting or running:
+            ready = self._ready(waiting, running.values(), due)
+            due.difference_update(ready)
+            if threads == 1 or not (running or len(ready) > 1):
+                for i in ready:
+                    done(i, self._improve(self.trees[i]))
+                continue
+            share = max(1, threads // (len(ready) + len(running)))
+            running |= {submit(share, self._improve, self.trees[i]): i for i in ready}
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done(running.pop(future), future.result())
+        return [gains[i] for i in order if gains.get(i, 0.0) > 0]
+
+    def _ready(self, waiting: list[int], running: Collection[int], due: set[int]) -> list[int]:
+        """Takes from ``waiting`` all trees that no neighbour ahead of them keeps waiting.
+
+        Returns those that are due.
+        """
+        ahead, ready = set(running), []
+        for i in waiting.copy():
+            if self.trees[i].neighbours.isdisjoint(ahead):
+                waiting.remove(i)
                 if i not in due:
                     continue
-                due.discard(i)
-                gain = self._improve(self.trees[i])
-                if gain > 0:
-                    self.trace.append(self.trace[-1] + gain)
-                    due |= self.trees[i].neighbours
-        self.converged = not due
+                ready.append(i)
+            ahead.add(i)
+        return ready
 
     def anchor(self) -> None:
         """Move to where a sweep from the fixed axes outwards leads, if that is better.
@@ -288,7 +339,7 @@ class Descent:
         in an order that has nothing to do with A's, and add noise: a residual stream is held by
         dozens of tensors, of which the first alone says anything at the start.
         """
-        before = self.permutations, dict(self.moved)
+        before = dict(self.permutations), dict(self.moved)
         holds: dict[str, set[int]] = defaultdict(set)
         for i, tree in enumerate(self.trees):
             for name in tree.spec.layouts:
@@ -346,7 +397,7 @@ class Descent:
                 here = {k: u for k, u in enumerate(uses) if names is None or u.tensor in names}
                 similarity[group] = self._compare(group, here).cpu()
         with self.clock.timing("assignment"):
-            return tree.step(similarity)
+            return tree.step(similarity, self.prices[tree.root])
 
     def _compare(self, group: str, uses: Mapping[int, Use]) -> Tensor:
         """The similarity of a group's units, float64 ``(units, units)``.
@@ -386,12 +437,14 @@ class Descent:
     def _accept(self, tree: Tree, step: Mapping[str, Tensor], moved: State) -> None:
         with self.clock.timing("similarity"):
             before = {group: self.permutations[group] for group in tree.uses}
-            self.permutations = self.permutations | tree.spec.compose(before, step)
+            self.permutations |= tree.spec.compose(before, step)
             self.moved |= moved
+            # The step has moved the units of π(B), and with them their prices.
+            self.prices[tree.root] = self.prices[tree.root][step[tree.root]]
             if tree.quadratic:
                 return  # rows have changed in other ways, too: `_compare` will find out
             for group, uses in tree.uses.items():
-                # The step has moved the units of π(B), so the columns of the similarity.
+                # … and the columns of the similarity.
                 similarity, seen = self._similarity[group]
                 columns = slots(self.spec, group, step).to(similarity.device)
                 self._similarity[group] = (
@@ -401,10 +454,11 @@ class Descent:
 
 
 class Clock(dict[str, float]):
-    """Seconds by what they were spent on."""
+    """Seconds by what they were spent on, summed over threads that work side by side."""
 
     def __init__(self) -> None:
         super().__init__({"similarity": 0.0, "assignment": 0.0, "total": 0.0})
+        self._lock = Lock()
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
@@ -412,7 +466,9 @@ class Clock(dict[str, float]):
         try:
             yield
         finally:
-            self[what] = self.get(what, 0.0) + perf_counter() - began
+            seconds = perf_counter() - began
+            with self._lock:
+                self[what] = self.get(what, 0.0) + seconds
 
 
 def _norms(a: State, b: State) -> dict[str, float]:

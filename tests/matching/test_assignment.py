@@ -1,18 +1,34 @@
-"""Assignments are optimal: against all permutations of small matrices."""
+"""Assignments are optimal: against all permutations of small matrices, scipy, and the dual."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from itertools import permutations, product
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from llfc_core import kernels
+from llfc_core.kernels import native
 from llfc_core.matching.assignment import assign, assign_tree
 
 seeds = st.integers(0, 2**32 - 1)
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+
+
+@pytest.fixture(
+    autouse=True,
+    scope="module",
+    params=[pytest.param("native", marks=needs_compiler), pytest.param("eager", id="scipy")],
+)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    with kernels.using(request.param):
+        yield request.param
 
 
 def matrix(n: int, seed: int, whole: bool = False) -> Tensor:
@@ -33,13 +49,91 @@ def best(similarity: Tensor) -> float:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 5), seeds, st.booleans())
+@given(st.integers(1, 6), seeds, st.booleans())
 def test_assignment_is_the_best_permutation(n: int, seed: int, whole: bool) -> None:
     similarity = matrix(n, seed, whole)
     perm = assign(similarity)
     assert perm.dtype == torch.int64
     assert perm.sort().values.tolist() == list(range(n))
     assert value(similarity, perm) == pytest.approx(best(similarity), abs=1e-12)
+
+
+KINDS = ["normal", "whole", "constant", "low rank", "dead", "rows alike", "diagonal"]
+sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 130]))
+scales = st.sampled_from([1e-300, 1e-9, 1.0, 1e9, 1e300])
+
+
+def drawn(kind: str, n: int, seed: int) -> Tensor:
+    """Of entries about 1: what trained networks give, and what is hard for a solver."""
+    g = torch.Generator().manual_seed(seed)
+    similarity = matrix(n, seed, kind == "whole")
+    if kind == "constant":
+        return torch.full((n, n), float(similarity[0, 0]), dtype=torch.float64)
+    if kind == "low rank":  # everybody wants the same few
+        u, v = (torch.randn(n, 2, generator=g, dtype=torch.float64) for _ in range(2))
+        return u @ v.T + 0.1 * similarity
+    if kind == "dead":
+        similarity[torch.rand(n, generator=g) < 0.4] = 0
+        similarity[:, torch.rand(n, generator=g) < 0.4] = 0
+    if kind == "rows alike":
+        return similarity[:1].repeat(n, 1)
+    if kind == "diagonal":
+        similarity.diagonal().add_(3)
+    return similarity
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=25)
+@given(n=sizes, seed=seeds, scale=scales)
+def test_as_good_as_scipys(kind: str, n: int, seed: int, scale: float) -> None:
+    similarity = drawn(kind, n, seed)
+    want = similarity.numpy()[linear_sum_assignment(similarity.numpy(), maximize=True)].sum()
+    perm = assign(similarity * scale)
+    assert perm.sort().values.tolist() == list(range(n))
+    assert value(similarity, perm) == pytest.approx(want, abs=1e-12 * n)
+    assert torch.equal(assign(similarity * scale), perm), "deterministic, ties included"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=25)
+@given(n=sizes, seed=seeds, level=st.sampled_from([0.0, 1.0, 1e6]))
+def test_any_prices_will_do_to_begin_with(kind: str, n: int, seed: int, level: float) -> None:
+    similarity = drawn(kind, n, seed)
+    want = value(similarity, assign(similarity))
+    g = torch.Generator().manual_seed(seed)
+    prices = level * torch.randn(n, generator=g, dtype=torch.float64)
+    for _ in range(2):  # the second time, from the optimum's own
+        perm = assign(similarity, prices)
+        assert value(similarity, perm) == pytest.approx(want, abs=1e-9)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=25)
+@given(n=sizes, seed=seeds)
+def test_prices_prove_the_optimum(kind: str, n: int, seed: int) -> None:
+    """Weak duality: no permutation is worth more than Σ_i max_j (s_ij − p_j) + Σ_j p_j."""
+    similarity, prices = drawn(kind, n, seed), torch.zeros(1, n, dtype=torch.float64)
+    perm = native.linear_assignment(similarity[None], prices)[0]
+    bound = math.fsum([*(similarity - prices).max(1).values.tolist(), *prices[0].tolist()])
+    assert value(similarity, perm) == pytest.approx(bound, abs=1e-12 * n)
+
+
+@needs_compiler
+def test_many_at_once_are_one_after_the_other() -> None:
+    for n in (1, 3, 9):
+        similarity = torch.stack([matrix(n, seed) for seed in range(5)])
+        together = native.linear_assignment(similarity.transpose(1, 2))
+        apart = [native.linear_assignment(s.T[None])[0] for s in similarity]
+        assert torch.equal(together, torch.stack(apart))
+    assert native.linear_assignment(torch.zeros(2, 0, 0, dtype=torch.float64)).shape == (2, 0)
+
+
+@needs_compiler
+def test_sums_that_overflow_are_refused() -> None:
+    similarity = 1e308 * (2 * torch.eye(9, dtype=torch.float64) - 1)
+    with pytest.raises(ValueError, match="too large to be added"):
+        native.linear_assignment(similarity[None])
 
 
 @settings(deadline=None, max_examples=30)

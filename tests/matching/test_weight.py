@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 
 import hypothesis.strategies as st
@@ -11,11 +15,21 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from llfc_core.kernels import native
+from llfc_core.matching import activation, weight
+from llfc_core.matching.assignment import side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec
-from llfc_core.matching.weight import find_trees, inner_product, match_weights, weight_names
+from llfc_core.matching.weight import (
+    Clock,
+    Descent,
+    find_trees,
+    inner_product,
+    match_weights,
+    weight_names,
+)
 
-from .specs import NETWORKS, cnn, equal, heads, mlp, noisy, randomised, residual
+from .specs import NETWORKS, batches, cnn, equal, heads, mlp, noisy, randomised, residual
 
 seeds = st.integers(0, 2**32 - 1)
 networks = pytest.mark.parametrize("network", NETWORKS)
@@ -402,7 +416,151 @@ def test_modes_are_not_changed_and_may_need_gradients() -> None:
         assert equal(state, copy)
 
 
+# ---- side by side -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """As many as there were, after tests that change them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def descent(spec: PermutationSpec, a: State, b: State, start: State | None = None) -> Descent:
+    names = weight_names(a)
+    return Descent(find_trees(spec, names), a, b, spec, start or spec.identity(), names, Clock())
+
+
+@pytest.mark.parametrize("network", [*NETWORKS, "deep", "wide"])
+@settings(deadline=None, max_examples=5)
+@given(seed=st.integers(0, 2**31))
+def test_the_same_on_any_number_of_threads(network: str, seed: int) -> None:
+    build = {
+        "deep": lambda: mlp(5, *[9] * 8, 4),
+        "wide": lambda: residual(d=6, inner=9, blocks=8),
+    }
+    module, spec = build[network]() if network in build else NETWORKS[network][0]()
+    a, b = randomised(module, seed), randomised(module, seed + 1)
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found.append(match_weights(a, b, spec, seed=seed % 100, restarts=1))
+        assert torch.get_num_threads() == threads
+    for other in found[1:]:
+        assert equal(other.permutations, found[0].permutations)
+        assert other.objective == pytest.approx(found[0].objective, rel=1e-13)
+        assert (other.sweeps, other.restarts) == (found[0].sweeps, found[0].restarts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, threads=st.sampled_from([1, 2, 5]))
+def test_a_sweep_is_one_tree_after_the_other(seed: int, threads: int) -> None:
+    """Each finds what its neighbours, and only they, have left: with steps made up."""
+    module, spec = mlp(3, *[3] * 9, 2)
+    whole = descent(spec, randomised(module, 0), randomised(module, 1))
+    trees = whole.trees
+    g = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(trees), generator=g).tolist()
+    chance = torch.rand(2, len(trees), generator=g)
+    due = {i for i in range(len(trees)) if chance[0, i] < 0.7}
+
+    def gain(i: int, state: list[int]) -> float:
+        """Of the tree and its neighbours' numbers of steps; some are 0."""
+        seen = sum(state[j] for j in trees[i].neighbours)
+        return (seen + 1.0) * (chance[1, i].item() < 0.8)
+
+    state, want, left = [0] * len(trees), [], set(due)
+    for i in order:
+        if i in left:
+            left.discard(i)
+            if value := gain(i, state):
+                want.append(value)
+                state[i] += 1
+                left |= trees[i].neighbours
+
+    now = [0] * len(trees)
+
+    def improve(tree: weight.Tree) -> float:
+        i = trees.index(tree)
+        value = gain(i, now)
+        now[i] += value > 0
+        return value
+
+    whole._improve = improve  # type: ignore[method-assign]
+    with side_by_side(threads) as submit:
+        assert whole._sweep(order, due, submit, threads) == want
+    assert due == left
+    assert now == state
+
+
+def test_independent_trees_are_under_way_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches of a residual network, given its stream: each waits for the others to begin."""
+    module, spec = residual(blocks=3)
+    whole = descent(spec, randomised(module, 0), randomised(module, 1))
+    together = threading.Barrier(3)
+    threads_within = []
+
+    def solve(*args: object) -> object:
+        together.wait(timeout=60)
+        threads_within.append(torch.get_num_threads())
+        return assign_tree(*args)
+
+    assign_tree = weight.assign_tree
+    monkeypatch.setattr(weight, "assign_tree", solve)
+    with side_by_side(3) as submit:
+        whole._sweep([1, 2, 3], {1, 2, 3}, submit, 3)
+    assert threads_within == [1, 1, 1]
+
+    x = batches((8,), 20)
+    together = threading.Barrier(len(spec.groups))
+    monkeypatch.setattr(activation, "assign_tree", solve)
+    torch.set_num_threads(len(spec.groups))
+    a, b = randomised(module, 0), randomised(module, 1)
+    activation.match_activations(a, b, spec, module, x)
+    with ThreadPoolExecutor(1) as other:  # threads to come are as they would have been
+        assert other.submit(torch.get_num_threads).result() == len(spec.groups)
+    assert torch.get_num_threads() == len(spec.groups)
+
+
+def test_with_one_thread_nothing_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, spec = unrelated("residual", 0)
+    assign_tree, seen = weight.assign_tree, defaultdict(set)
+
+    def solve(*args: object) -> object:
+        seen[torch.get_num_threads()].add(threading.current_thread())
+        return assign_tree(*args)
+
+    monkeypatch.setattr(weight, "assign_tree", solve)
+    torch.set_num_threads(1)
+    match_weights(a, b, spec)
+    assert seen == {1: {threading.current_thread()}}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_error_in_a_thread_is_the_callers(threads: int) -> None:
+    a, b, spec = unrelated("residual", 0)
+    a["blocks.1.up.weight"][0] = torch.nan
+    torch.set_num_threads(threads)
+    with pytest.raises(ValueError, match="not finite"):
+        match_weights(a, b, spec, start=spec.identity())
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("network", ["mlp", "cnn", "residual"])
+def test_prices_follow_their_units(network: str) -> None:
+    """At the end they prove that no tree can be improved: each slot's unit suits it best."""
+    for seed in range(5):
+        a, b, spec = unrelated(network, 10 * seed)
+        whole = descent(spec, a, b, drawn(spec, seed))
+        whole.run(torch.Generator().manual_seed(seed), 100)
+        for tree in whole.trees:
+            value = whole._similarity[tree.root][0] - whole.prices[tree.root]
+            assert torch.allclose(value.diagonal(), value.max(1).values, atol=1e-12)
+
+
 def test_time_is_accounted_for() -> None:
+    torch.set_num_threads(1)  # side by side, the parts' seconds may add up to more
     a, b, spec = unrelated("cnn", 0)
     seconds = match_weights(a, b, spec).seconds
     assert seconds["similarity"] > 0

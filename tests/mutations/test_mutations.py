@@ -293,6 +293,27 @@ MUTATIONS = [
         "tests/matching/test_weight.py",
     ),
     Mutation(
+        "columns passed by a path keep their price",
+        C,
+        "p[m->scanned[k]] += low - m->final[m->scanned[k]];",
+        "p[m->scanned[k]] += 0;",
+        "tests/matching/test_assignment.py",
+    ),
+    Mutation(
+        "neighbours solved side by side",
+        "llfc_core/matching/weight.py",
+        "if self.trees[i].neighbours.isdisjoint(ahead):",
+        "if i not in ahead:",
+        "tests/matching/test_weight.py",
+    ),
+    Mutation(
+        "prices left behind by their units",
+        "llfc_core/matching/weight.py",
+        "self.prices[tree.root] = self.prices[tree.root][step[tree.root]]",
+        "pass",
+        "tests/matching/test_weight.py",
+    ),
+    Mutation(
         "statistics of the last batch only",
         "llfc_core/matching/activation.py",
         "self.cross += pair[0] @ pair[1].T",
