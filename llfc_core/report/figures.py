@@ -29,6 +29,7 @@ from llfc_core.report.plot import (
 )
 
 SMALL = 460  # pixels: what a telephone can show and two or three of which fit side by side
+WIDEST = 1300  # of what has many layers
 ALPHAS = (0.25, 0.5, 0.75)
 _QUARTERS = ("α = ¼", "α = ½", "α = ¾")
 
@@ -104,10 +105,16 @@ class Figure:
     svg: str
 
     @property
+    def width(self) -> float:
+        """Of the drawing, in pixels."""
+        found = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
+        assert found, "every drawing has a viewBox"
+        return float(found[1])
+
+    @property
     def wide(self) -> bool:
         """Whether it takes more room than `SMALL`."""
-        width = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
-        return width is not None and float(width[1]) > SMALL
+        return self.width > SMALL
 
 
 def figures(setting: SettingResults) -> list[Figure]:
@@ -356,7 +363,7 @@ def _bars(
         np.broadcast_to(one.reach, (2, len(layers))) if one.reach.ndim == 1 else one.reach
         for one in series
     ]
-    figure, axis = _by_layer(s, title, layers, 5.0 * (len(series) + 1))
+    figure, axis = _by_layer(s, title, layers, 7.0 * (len(series) + 1))
     width = 0.8 / len(series)
     for i, (one, error) in enumerate(zip(series, reach)):
         axis.bar(
@@ -394,7 +401,7 @@ def additivity(s: SettingResults) -> Figure | None:
         return None
     title = "Weak additivity: distribution of Dist σ"
     layers = groups[0][0]["layers"][:-1]
-    figure, axis = _by_layer(s, title, layers, 16)
+    figure, axis = _by_layer(s, title, layers, 28)
     for side, (pairs, (label, name, hatch)) in enumerate(zip(groups, _SIDES)):
         for i in range(len(layers)):
             _half_violin(axis, pairs, i, i, -1 if side == 0 else 1, name, hatch, len(layers))
@@ -553,7 +560,7 @@ def _curves(s: SettingResults, key: str, unit: float, title: str) -> Figure | No
         return None
     figure, (axis,) = drawing(_frame(s, title), SMALL, 320 if len(drawn) > 2 else 300, below=40)
     if len(drawn) > 2:
-        figure.subplots_adjust(top=1 - 84 / 320)
+        figure.subplots_adjust(top=1 - 88 / 320)
     rows: Rows = []
     for (name, label, shade, dash, marker), pairs in drawn:
         alphas = pairs[0]["alphas"]
@@ -600,7 +607,7 @@ def rho(s: SettingResults) -> Figure | None:
         return None
     maps = groups[0][0]["linear"][1:]
     title = "ρ = 4 Dist com / (Dist W · Dist H)"
-    figure, axis = _by_layer(s, title, maps, 14)
+    figure, axis = _by_layer(s, title, maps, 20)
     for pairs, (label, name, _), marker in zip(groups, _SIDES, "o^"):
         mean, reach = _over_pairs(pairs, "rho", slice(1, None))
         axis.errorbar(
@@ -680,7 +687,7 @@ def _spectra(s: SettingResults, kind: str, letter: str, of: str) -> Figure | Non
     some = [names[i] for i in sorted({*np.linspace(0, len(names) - 1, 6).round().astype(int)})]
     title = f"Singular values of {letter}"
     figure, (axis,) = drawing(_frame(s, title), SMALL, 330, below=40)
-    figure.subplots_adjust(top=1 - 84 / 330)
+    figure.subplots_adjust(top=1 - 88 / 330)
     for name, (shade, dash, marker) in zip(some, _LINES):
         values = np.array(spectra[name], dtype=float)
         share = np.arange(1, len(values) + 1) / len(values)
@@ -703,7 +710,7 @@ def _spectra(s: SettingResults, kind: str, letter: str, of: str) -> Figure | Non
     axis.set_xlim(0, 1.01)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axis.set_xlabel("share of the singular values, largest first")
-    legend(axis, columns=3)
+    legend(axis, columns=3 if len(some) > 4 else 4)
     fewer = "" if len(some) == len(names) else f" {len(some)} of {len(names)} layers are drawn."
     return _done(
         figure,
@@ -844,7 +851,11 @@ def scatter(settings: Sequence[SettingResults]) -> Figure | None:
     if len(points) < 2:
         return None
     title = "LLFC co-occurs with LMC: every pair"
-    frame = Frame(title, settings[0].scale, f"{len(settings)} setting(s)")
+    frame = Frame(
+        title,
+        settings[0].scale,
+        ", ".join(s.id for s in settings) if len(settings) < 4 else f"{len(settings)} settings",
+    )
     figure, (axis,) = drawing(frame, 640, 360, below=40)
     for (label, shade, _), name, marker in zip(_SIDES, ("linked", "independent"), "o^"):
         axis.plot(
@@ -861,7 +872,7 @@ def scatter(settings: Sequence[SettingResults]) -> Figure | None:
     axis.set_xscale("symlog", linthresh=1)
     ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
     highest = max(x for rows in points.values() for _, _, x, _ in rows)
-    axis.set_xticks([t for t in ticks if t <= highest * 1.5 + 1], None)
+    axis.set_xticks([t for t in ticks if t <= highest * 1.5 + 1])
     axis.xaxis.set_minor_locator(_none())
     axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axis.set_xlim(-0.1, highest * 1.25 + 0.2)
@@ -901,10 +912,11 @@ def _linked_and_apart(s: SettingResults, of: str) -> tuple[list[Pair], list[Pair
 def _by_layer(
     s: SettingResults, title: str, layers: Sequence[str], each: float, least: float = SMALL
 ) -> tuple[Drawing, Axes]:
-    """A drawing with ``each`` pixels a layer, if they are many."""
+    """A drawing with ``each`` pixels a layer if they are many, and as it fits if they are more."""
     below = below_layers(layers)
-    wide = least if len(layers) * each <= 1.3 * (least - 62) else 62 + len(layers) * each
-    figure, (axis,) = drawing(_frame(s, title), wide, 260 + below, below)
+    room = min(len(layers) * each, WIDEST - 62)
+    wide = least if room <= 1.25 * (least - 62) else 62 + room
+    figure, (axis,) = drawing(_frame(s, title), wide, 270 + below, below)
     return figure, axis
 
 

@@ -10,9 +10,10 @@ import csv
 import io
 import json
 import math
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from markupsafe import Markup
 from llfc_core import claims
 from llfc_core.report.benchmarks import Benchmarks
 from llfc_core.report.figures import Figure, SettingResults, across, figures
-from llfc_core.report.plot import COLOURS, alone
+from llfc_core.report.plot import COLOURS, alone, scale_words
 from llfc_core.report.table import control_word, number, word
 
 SYMBOLS = {
@@ -87,8 +88,17 @@ class ClaimRows:
     cells: tuple[Cell, ...]
 
     @property
-    def counts(self) -> dict[str, int]:
-        return dict(Counter(cell.word for cell in self.cells))
+    def reasons(self) -> list[tuple[str, str]]:
+        """Every bound with its reason, and the settings it is for where there are several."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for cell in self.cells:
+            if v := cell.verdict:
+                sign = "≤" if v["at_most"] else "≥"
+                bound = f"{sign} {v['bound']:.3g} {v['unit']}".strip()
+                found.setdefault((bound, v.get("reason", "")), []).append(cell.setting)
+        if len(found) == 1:
+            return list(found)
+        return [(f"{b} ({', '.join(where)})", reason) for (b, reason), where in found.items()]
 
 
 @dataclass(frozen=True)
@@ -133,12 +143,14 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
             results=results,
             run=results.get("run", {}),
             quick=results["scale"] != "paper",
+            scale=scale_words(results["scale"])[0],
             claims=claim_rows(results["verdicts"]),
             settings=sorted({v["setting"] for v in results["verdicts"]}),
             sections=sections,
             across=together,
             benchmarks=benchmarks,
-            command=lambda f: command(f, results),
+            command=lambda f: command(f.test, f.keyword, results),
+            stitching_command=lambda name: command("phenomena/test_stitching.py", name, results),
         )
     )
     _write(page, text)
@@ -184,10 +196,10 @@ def claim_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[ClaimRows]:
     return rows
 
 
-def command(figure: Figure, results: Mapping[str, Any]) -> str:
-    """What makes a figure's numbers again."""
-    keyword = ["-k", figure.keyword] if figure.keyword else []
-    return shlex.join(["pytest", figure.test, *keyword, *results.get("options", ())])
+def command(test: str, keyword: str, results: Mapping[str, Any]) -> str:
+    """What makes some numbers again."""
+    chosen = ["-k", keyword] if keyword else []
+    return shlex.join(["pytest", test, *chosen, *results.get("options", ())])
 
 
 def table_text(figure: Figure) -> str:
@@ -280,6 +292,8 @@ def _environment() -> Environment:
         points=lambda v: "–" if v is None or math.isnan(v) else f"{v:.2f}",
         brief=brief,
         symbol=lambda w: SYMBOLS.get(w, "?"),
+        sentence=sentence,
+        counted=counted,
         drawn=lambda svg: Markup(svg),
     )
     environment.globals.update(style=Markup(style_sheet()), gauge=gauge)
@@ -339,6 +353,13 @@ def brief(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """Counts added up."""
-    return sum((Counter(c) for c in counts), Counter())
+def sentence(text: str) -> str:
+    """With a capital and a full stop; a formula at the start is left as it is."""
+    capital = text[:1].upper() if re.match(r"[a-z]+\b", text) else text[:1]
+    return capital + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
+def counted(word: str, count: int) -> str:
+    """``3 findings``."""
+    plural = {"holds": "hold", "finding": "findings", "holds, unexpectedly": "hold, unexpectedly"}
+    return f"{count} {word if count == 1 else plural.get(word, word)}"

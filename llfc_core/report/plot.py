@@ -35,7 +35,7 @@ COLOURS = {
 }
 _DRAWN = {drawn: f"var(--{name})" for name, (drawn, _, _) in COLOURS.items()}
 
-HATCH = {"apart": "////", "ab": "////", "other": "...."}
+HATCH = {"apart": "////", "ab": "////", "other": "\\\\\\\\"}
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -77,7 +77,7 @@ _STYLE: Any = {
 }
 
 # Pixels around the axes.
-LEFT, RIGHT, TOP, FOOT = 52, 10, 62, 24
+LEFT, RIGHT, TOP, FOOT = 52, 10, 62, 40
 
 
 def colour(name: str) -> str:
@@ -124,19 +124,18 @@ def drawing(
         hspace=gap / ((tall - gap * (rows - 1)) / rows),
     )
     figure.text(2 / width, 1 - 16 / height, frame.title, fontsize=13, fontweight="bold")
-    quick = frame.scale != "paper"
-    figure.text(
-        1 - 2 / width,
-        5 / height,
-        "quick scale: not the paper’s networks or data" if quick else f"{frame.scale} scale",
-        fontsize=10,
-        fontweight="bold",
-        ha="right",
-        color=colour("warn" if quick else "muted"),
-    )
-    figure.text(2 / width, 5 / height, frame.foot, fontsize=10, color=colour("muted"))
+    scale, shade = scale_words(frame.scale)
+    figure.text(2 / width, 19 / height, frame.foot, fontsize=10, color=colour("muted"))
+    figure.text(2 / width, 5 / height, scale, fontsize=10, fontweight="bold", color=colour(shade))
     axes = [figure.add_subplot(grid[r, c]) for r in range(rows) for c in range(columns)]
     return figure, axes
+
+
+def scale_words(scale: str) -> tuple[str, str]:
+    """What is said of a scale beside every number made at it, and in which colour."""
+    if scale == "paper":
+        return "paper scale", "muted"
+    return f"{scale} scale: not the paper’s networks or data", "warn"
 
 
 def style() -> Any:
@@ -168,7 +167,7 @@ def layer_ticks(axis: Axes, names: Sequence[str]) -> None:
 
 def below_layers(names: Sequence[str]) -> float:
     """Pixels that `layer_ticks` takes."""
-    return 26 if len(names) <= 6 else 14 + 6.4 * max(map(len, names))
+    return 26 if len(names) <= 6 else 12 + 5.9 * max(map(len, names))
 
 
 def svg(figure: Figure, ident: str, title: str, description: str) -> str:
