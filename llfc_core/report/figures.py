@@ -7,6 +7,7 @@ where a number belongs to a pair as a whole, its range over the pairs.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import NullLocator
 
 from llfc_core.report.plot import (
     HATCH,
@@ -518,7 +520,7 @@ def _fill(name: str, hatch: str | None) -> dict[str, Any]:
 
 def _log_distances(axis: Axes, layers: Sequence[str]) -> None:
     axis.set_yscale("log")
-    axis.yaxis.set_minor_locator(_none())
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     layer_ticks(axis, layers)
     axis.set_xlim(-0.6, len(layers) - 0.4)
@@ -621,19 +623,11 @@ def rho(s: SettingResults) -> Figure | None:
             elinewidth=0.9,
             label=label,
         )
-    axis.axhline(1, color=colour("ink"), linewidth=1, linestyle=(0, (6, 3)))
-    axis.annotate(
-        "1: small differences without structure",
-        (1, 1),
-        (-2, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        fontsize=10,
-        color=colour("muted"),
+    axis.axhline(
+        1, color=colour("muted"), linewidth=1, linestyle=(0, (6, 3)), label="without structure"
     )
     axis.set_yscale("log")
-    axis.yaxis.set_minor_locator(_none())
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, 0.3), max(high, 3))
@@ -705,7 +699,7 @@ def _spectra(s: SettingResults, kind: str, letter: str, of: str) -> Figure | Non
         )
     axis.set_yscale("log")
     axis.set_ylim(8e-4, 1.3)
-    axis.yaxis.set_minor_locator(_none())
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axis.set_xlim(0, 1.01)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
@@ -873,12 +867,12 @@ def scatter(settings: Sequence[SettingResults]) -> Figure | None:
     ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
     highest = max(x for rows in points.values() for _, _, x, _ in rows)
     axis.set_xticks([t for t in ticks if t <= highest * 1.5 + 1])
-    axis.xaxis.set_minor_locator(_none())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axis.set_xlim(-0.1, highest * 1.25 + 0.2)
     axis.set_xlabel("error barrier, percentage points (linear up to 1, then logarithmic)")
     axis.set_yscale("log")
-    axis.yaxis.set_minor_locator(_none())
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axis.grid(True, axis="x")
     legend(axis)
@@ -945,14 +939,9 @@ def _done(
 
 
 def _slug(name: str) -> str:
-    """A name for files and ids: whatever a setting is called."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "setting"
-
-
-def _none() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+    """A name for files and ids, whatever a setting is called, and no other setting's."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:60]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _array(value: Any) -> np.ndarray:
@@ -1022,6 +1011,3 @@ def _common(names: Sequence[str]) -> str:
             break
         shared.append(column[0])
     return "-".join(shared) or names[0]
-
-
-__all__ = ["Figure", "SettingResults", "across", "figures"]
