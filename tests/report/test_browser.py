@@ -27,7 +27,7 @@ OVERLAPS = """(() => {
   const chosen = "h1,h2,h3,h4,p,table,figure,svg.drawing,summary,dt,dd,nav li,.legend li";
   const boxes = [...document.querySelectorAll(chosen)].filter(seen)
     .map(e => [e, e.getBoundingClientRect()]).filter(([e, r]) => r.width && r.height);
-  const told = e => e.tagName + "." + e.className + ": " + e.textContent.trim().slice(0, 50);
+  const told = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.trim().slice(0, 50);
   const found = [];
   for (const [e, r] of boxes) {
     if (!e.closest(".scroll, .canvas") && (r.left < -0.5 || r.right > innerWidth + 0.5))
@@ -124,10 +124,14 @@ def test_everything_is_open_in_print_and_colours_are_light(browser: Browser, pag
     assert browser.run("document.documentElement.scrollWidth") <= 794
 
 
-def test_a_link_to_a_closed_setting_opens_it(browser: Browser, page: Path) -> None:
+def test_buttons_and_links_open_settings(browser: Browser, page: Path) -> None:
     browser.open(page.as_uri(), 1600)
     closed = "document.querySelectorAll('details.setting:not([open])').length"
     browser.run('document.querySelector(`button[data-open=""]`).click()')
     assert browser.run(closed) == 2
     browser.run('document.querySelector(`button[data-open="1"]`).click()')
     assert browser.run(closed) == 0
+    browser.run('document.querySelector(`button[data-open=""]`).click()')
+    browser.open(f"{page.as_uri()}#setting-2", 1600)
+    browser.run("location.hash = '#setting-2'")
+    assert browser.run("document.getElementById('setting-2').open")
