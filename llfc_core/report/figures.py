@@ -772,7 +772,7 @@ def overview(settings: Sequence[SettingResults]) -> Figure | None:
         return None
     columns = min(len(shown), 3)
     rows_of = -(-len(shown) // columns)
-    title = "Features in between two networks: 1 − cosine, from the first layer to the output"
+    title = "The network halfway between A and B: 1 − cosine, first layer to output"
     frame = Frame(title, shown[0].scale, "means over pairs and test images")
     wide = 64 + 330 * columns if columns > 1 else 640
     height = 110 + 196 * rows_of
@@ -783,9 +783,9 @@ def overview(settings: Sequence[SettingResults]) -> Figure | None:
         layers = linked[0]["layers"]
         half = linked[0]["alphas"].index(0.5)
         lines = [
-            ("A against B", linked, "one_minus_cos_ab", "grey", (0, (5, 2)), "s"),
-            ("independent pair at α = ½", apart, "one_minus_cos", "apart", (0, (1, 1.2)), "^"),
-            ("linked pair at α = ½", linked, "one_minus_cos", "linked", "-", "o"),
+            ("linked pair, halfway", linked, "one_minus_cos", "linked", "-", "o"),
+            ("independent pair, halfway", apart, "one_minus_cos", "apart", (0, (1, 1.2)), "^"),
+            ("linked pair, A against B", linked, "one_minus_cos_ab", "grey", (0, (5, 2)), "s"),
         ]
         for label, pairs, key, shade, dash, marker in lines:
             if not pairs:
@@ -800,6 +800,7 @@ def overview(settings: Sequence[SettingResults]) -> Figure | None:
                 markersize=5 if len(layers) <= 20 else 3,
                 markerfacecolor=colour("page" if marker == "^" else shade),
                 label=label,
+                zorder=3 if shade == "linked" else 2,
             )
             for p in pairs:
                 for layer, values in zip(layers, p[key]["mean"]):

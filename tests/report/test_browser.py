@@ -27,7 +27,8 @@ OVERLAPS = """(() => {
   const chosen = "h1,h2,h3,h4,p,table,figure,svg.drawing,summary,dt,dd,nav li,.legend li";
   const boxes = [...document.querySelectorAll(chosen)].filter(seen)
     .map(e => [e, e.getBoundingClientRect()]).filter(([e, r]) => r.width && r.height);
-  const told = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.trim().slice(0, 50);
+  const told = e =>
+    e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.trim().slice(0, 50);
   const found = [];
   for (const [e, r] of boxes) {
     if (!e.closest(".scroll, .canvas") && (r.left < -0.5 || r.right > innerWidth + 0.5))
