@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llfc_core.report.benchmarks import label
+
 REFERENCE = Path(__file__).with_name("reference.json")
 WORSE = 0.6  # of the committed ratio: what is below is marked
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """What a row is called: its ``extra_info["row"]``, else the test's parameters or name."""
-    own = row["extra_info"].get("row")
-    in_brackets = re.search(r"\[(.*)\]", row["name"])
-    return str(own or (in_brackets[1] if in_brackets else row["name"]))
 
 
 def ratios(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

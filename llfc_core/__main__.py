@@ -1,4 +1,8 @@
-"""``python -m llfc_core modes``: what the store holds; check it, or remove from it."""
+"""Commands: the store of trained modes, and the report of a run.
+
+``python -m llfc_core modes``: what the store holds; check it, or remove from it.
+``python -m llfc_core report``: draw the page of a ``results.json`` again, or compare two of them.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llfc_core.report import ResultsError, read_results
 from llfc_core.store import CorruptEntry, Store, StoreError
 from llfc_core.store.entry import read_entry, read_manifest
 from llfc_core.training import cache_dir
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 well, 1 something is corrupt, 2 bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m llfc_core", description=__doc__)
+    """Run the command; returns the exit status.
+
+    0 well; 1 something is corrupt, or a verdict changed; 2 bad usage.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m llfc_core",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     modes = commands.add_parser("modes", help="list, verify or remove trained modes")
     modes.add_argument("--llfc-cache-dir", type=Path, default=None, help="the store's place")
@@ -23,7 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
     modes.add_argument(
         "--remove", nargs="+", metavar="KEY", help="remove modes by the start of their keys, or all"
     )
+    report = commands.add_parser("report", help="draw a report again, or compare two results")
+    report.add_argument(
+        "results", nargs="?", type=Path, help="results.json, or the folder that has it"
+    )
+    report.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results instead of one"
+    )
+    report.add_argument(
+        "-o", type=Path, metavar="DIR", help="where the page goes (default: beside results.json)"
+    )
     options = parser.parse_args(arguments)
+    if options.command == "report":
+        if (options.results is None) == (options.compare is None):
+            report.error("name one results.json, or two after --compare")
+        return _report(options)
     store = Store(options.llfc_cache_dir or cache_dir())
     try:
         if options.remove:
@@ -32,6 +58,35 @@ def main(arguments: list[str] | None = None) -> int:
     except (StoreError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        if options.compare:
+            return _compare(options.compare[0], options.compare[1], options.o)
+        from llfc_core.report.page import write_page
+
+        path: Path = options.results
+        folder = options.o or (path if path.is_dir() else path.parent)
+        print(write_page(read_results(path), folder))
+    except ImportError as error:
+        print(f'{error}: pip install "llfc-core[report]"', file=sys.stderr)
+        return 2
+    except (ResultsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _compare(a: Path, b: Path, folder: Path | None) -> int:
+    from llfc_core.report.compare import compare, lines, write_comparison
+
+    results = read_results(a), read_results(b)
+    comparison = compare(*results)
+    print("\n".join(lines(comparison)))
+    if folder is not None:
+        print(write_comparison(*results, (str(a), str(b)), folder))
+    return 1 if comparison.changed else 0
 
 
 def _list(store: Store, verify: bool) -> int:

@@ -7,8 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+from llfc_core.metrics.commutativity import distances
+
+# Enough of them to draw a distribution by (Fig. 5, 6).
+QUANTILES = (0.0, 0.01, *(i / 40 for i in range(1, 40)), 0.99, 1.0)
+DIGITS = 6  # significant ones, of what `Measurement.summary` tells
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,12 @@ class Measurement:
         return means | {k: v[None] for k, v in self.constants.items()}
 
     def summary(self) -> dict[str, Any]:
-        """JSON-able: mean and standard deviation over images of every number, and the counts."""
+        """JSON-able: mean and standard deviation over images of every number, and the counts.
+
+        Besides them Dist_com, Dist_W, Dist_H and ρ over the images, ``(M,)`` each (Fig. 7), and of
+        Dist_σ the `QUANTILES` of every layer ``(L, len(QUANTILES))`` (Fig. 5). Six significant
+        digits.
+        """
         out: dict[str, Any] = {
             "link": self.link,
             "layers": list(self.layers),
@@ -102,18 +112,18 @@ class Measurement:
             "alphas": list(self.alphas),
             "images": self.n,
             "weight_distance": self.distance,
-            "undefined": {k: v.tolist() for k, v in self.undefined.items()},
-            **{k: v.tolist() for k, v in self.constants.items()},
+            "undefined": {k: _jsonable(v) for k, v in self.undefined.items()},
+            **{k: _jsonable(v) for k, v in self.constants.items()},
         }
         for name, value in self.values.items():
             mean = masked_mean(value)
             spread = np.sqrt(masked_mean((value - mean[..., None]) ** 2))
             out[name] = {"mean": _jsonable(mean), "std": _jsonable(spread)}
-        # Fig. 5 shows distributions.
-        out["dist_sigma"]["quantiles"] = {
-            str(q): _jsonable(quantile(self.values["dist_sigma"], q)) for q in QUANTILES
-        }
-        return out
+        out["dist_sigma"]["at"] = list(QUANTILES)
+        out["dist_sigma"]["quantiles"] = _jsonable(quantiles(self.values["dist_sigma"]))
+        sums, weights = masked_mean(self.values["commutativity"]), self.constants["weights"]
+        found = distances(torch.from_numpy(sums), torch.from_numpy(weights))
+        return out | {k: _jsonable(v.numpy()) for k, v in found._asdict().items()}
 
 
 def masked_mean(values: np.ndarray) -> np.ndarray:
@@ -123,15 +133,21 @@ def masked_mean(values: np.ndarray) -> np.ndarray:
         return np.where(defined, values, 0.0).sum(axis=-1) / defined.sum(axis=-1)
 
 
-def quantile(values: np.ndarray, q: float) -> np.ndarray:
-    """The q-quantile over the last axis of what is not NaN; NaN where nothing is left."""
+def quantiles(values: np.ndarray) -> np.ndarray:
+    """The `QUANTILES` over the last axis of what is not NaN; NaN where nothing is left."""
     flat = values.reshape(-1, values.shape[-1])
-    found = [np.quantile(v[~np.isnan(v)], q) if (~np.isnan(v)).any() else np.nan for v in flat]
-    return np.array(found).reshape(values.shape[:-1])
+    found = [
+        np.quantile(row[~np.isnan(row)], QUANTILES)
+        if (~np.isnan(row)).any()
+        else np.full(len(QUANTILES), np.nan)
+        for row in flat
+    ]
+    return np.array(found).reshape(*values.shape[:-1], len(QUANTILES))
 
 
 def _jsonable(array: np.ndarray) -> Any:
-    """Nested lists with None for NaN, which JSON has no word for."""
-    boxed = array.astype(object)
-    boxed[np.isnan(array)] = None
-    return boxed.tolist()
+    """Nested lists, rounded, with None for what is not finite: JSON has no word for it."""
+    flat = [float(f"{v:.{DIGITS}g}") if np.isfinite(v) else None for v in array.ravel().tolist()]
+    boxed = np.empty(len(flat), dtype=object)
+    boxed[:] = flat
+    return boxed.reshape(array.shape).tolist()

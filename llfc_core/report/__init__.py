@@ -1,6 +1,6 @@
-"""Results as a table for the terminal and as JSON."""
+"""Results: a table for the terminal, JSON, and (in `llfc_core.report.page`) a page to look at."""
 
-from llfc_core.report.results import write_results
+from llfc_core.report.results import ResultsError, read_results, write_results
 from llfc_core.report.table import claims_matrix, claims_table
 
-__all__ = ["claims_matrix", "claims_table", "write_results"]
+__all__ = ["ResultsError", "claims_matrix", "claims_table", "read_results", "write_results"]

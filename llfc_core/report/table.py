@@ -24,7 +24,7 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
         verdict = claims.get(key)
         checked = sorted(controls.get(key, []), key=lambda c: c["control"])
         beside = ", ".join(
-            f"{c['control']} {_number(c['value'])} {_control_word(c)}" for c in checked
+            f"{c['control']} {number(c['value'])} {control_word(c)}" for c in checked
         )
         if verdict is None:
             rows.append((key[1], key[0], "", "", "", "", beside, "not run"))
@@ -35,18 +35,15 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
             (
                 v["claim"],
                 v["setting"],
-                f"{_number(v['value'])} {v['unit']}".strip(),
-                f"[{_number(v['low'])}, {_number(v['high'])}]",
+                f"{number(v['value'])} {v['unit']}".strip(),
+                f"[{number(v['low'])}, {number(v['high'])}]",
                 f"{sign} {v['bound']:.3g}",
                 v["layer"],
                 beside or "none run",
-                _word(v),
+                word(v),
             )
         )
-    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (HEAD, *rows)
-    ]
+    lines = columns([HEAD, *rows])
     findings = [
         f"finding: {v['claim']} on {v['setting']}: {v['finding']}"
         for _, v in sorted(claims.items())
@@ -70,34 +67,41 @@ def claims_matrix(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in sorted({claim for claim, _ in found}):
         cells = [found.get((name, setting)) for setting in settings]
         rows.append((name, *("" if v is None else _cell(v) for v in cells)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     return [
-        *lines,
+        *columns(rows),
         "= holds, ! rejected, * finding, - vacuous or without its premise",
         *(f"({i}) {setting}" for i, setting in enumerate(settings, 1)),
     ]
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines whose columns stand below each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
 def _cell(verdict: Mapping[str, Any]) -> str:
     marks = {"holds": "=", "rejected": "!"}
-    mark = "*" if _word(verdict) == "finding" else marks.get(verdict["status"], "-")
-    return f"{_number(verdict['value'])} {mark}"
+    mark = "*" if word(verdict) == "finding" else marks.get(verdict["status"], "-")
+    return f"{number(verdict['value'])} {mark}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three significant digits."""
     return "undefined" if value is None else f"{value:.3g}"
 
 
-def _word(verdict: Mapping[str, Any]) -> str:
+def word(verdict: Mapping[str, Any]) -> str:
+    """A recorded verdict in a word or two."""
     if verdict["finding"] and verdict["status"] in ("holds", "rejected"):
         return "holds, unexpectedly" if verdict["status"] == "holds" else "finding"
     return verdict["status"]
 
 
-def _control_word(control: Mapping[str, Any]) -> str:
+def control_word(control: Mapping[str, Any]) -> str:
+    """What a claim says of a control; in capitals what it must not say."""
     if control["status"] != "holds":
         return control["status"]
     return "not rejected" if control["finding"] else "PASSES"

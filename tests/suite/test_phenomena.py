@@ -7,6 +7,9 @@ Two stores are trained, one by two workers and one by a single process.
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ import pytest
 from fixtures.settings import replicate
 from llfc_core import claims
 from llfc_core.store import Store
-from tests.suite.running import ROOT, Ran, run_pytest, strict_json
+from tests.suite.running import ROOT, Ran, environment, run_pytest, strict_json
+from tests.suite.stalled import SAYS
 from tests.suite.tiny import TINY
 
 CLAIMS = {c.name: c for c in claims.LMC + claims.LLFC}
@@ -103,6 +107,7 @@ def mutated(place: Path, two_workers: Ran) -> Ran:
         *CHOSEN,
         *("-p", "tests.suite.swapped_alpha", "-o", f"cache_dir={place}/cache"),
         f"--llfc-cache-dir={place}/store",
+        f"--llfc-report={place}/mutated",
     )
 
 
@@ -191,8 +196,17 @@ def test_same_results_with_and_without_xdist_and_from_elsewhere(
     assert from_elsewhere.code == 0, from_elsewhere.out + from_elsewhere.err
     assert from_elsewhere.outcomes == two_workers.outcomes
     assert trained(place / "alone.log") == Counter()
-    one, two = ((place / name / "results.json").read_bytes() for name in ("alone", "two"))
+    one, two = (read_results(place / name) for name in ("alone", "two"))
+    when, other = one.pop("run"), two.pop("run")  # the command, the date
+    assert when.keys() == other.keys()
     assert one == two
+    names = [
+        sorted(p.name for p in (place / name / "figures").iterdir()) for name in ("alone", "two")
+    ]
+    assert names[0] == names[1] != []
+    for name in names[0]:
+        first, second = ((place / one / "figures" / name).read_bytes() for one in ("alone", "two"))
+        assert first == second, name
 
 
 def test_same_verdicts_on_a_store_trained_otherwise(
@@ -284,6 +298,100 @@ def test_lf_runs_what_was_red(mutated: Ran, place: Path) -> None:
     assert again.code == 0, again.out
     assert again.outcomes == dict.fromkeys(red, "PASSED")
     assert set(again.table) == {test.split("tiny-spawn-")[1].rstrip("]") for test in red}
+
+
+# ---- the report --------------------------------------------------------------------------------
+
+
+def test_the_report_is_written_by_two_workers_and_says_what_ran(
+    two_workers: Ran, place: Path
+) -> None:
+    assert f"the report is {place}/two/index.html" in two_workers.out
+    results = read_results(place / "two")
+    assert results["outcomes"] == Counter(
+        o.replace("XFAIL", "xfailed").lower() for o in two_workers.outcomes.values()
+    )
+    assert (results["red"], results["interrupted"]) == ([], False)
+    assert results["options"] == ["--replicates", "1"]
+    assert "phenomena/test_lmc.py" in results["run"]["command"]
+    text = (place / "two" / "index.html").read_text(encoding="utf-8")
+    assert "Quick scale." in text
+    assert "tiny-spawn" in text
+
+
+def test_the_report_of_a_subset_has_what_ran(other_store: Ran, place: Path) -> None:
+    assert "the report is" in other_store.out
+    text = (place / "other" / "index.html").read_text(encoding="utf-8")
+    assert "llfc-cosine" in text
+    assert 'id="tiny-spawn-cosine"' in text
+    assert "low-rank-weights" not in text
+    assert 'id="tiny-spawn-weights"' not in text
+
+
+def test_the_report_is_written_when_tests_fail(mutated: Ran, place: Path) -> None:
+    red = {test for test, outcome in mutated.outcomes.items() if outcome == "FAILED"}
+    results = read_results(place / "mutated")
+    assert set(results["red"]) == red
+    assert results["outcomes"]["failed"] == len(red)
+    text = (place / "mutated" / "index.html").read_text(encoding="utf-8")
+    assert f"{len(red)} test" in text
+    assert all(test in text for test in red)
+
+
+def test_the_report_is_written_when_interrupted(two_workers: Ran, place: Path) -> None:
+    """Ctrl-C: what was judged by then, and the exit status of an interrupted run."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", FILES[0], *CHOSEN]
+    command += ["-p", "tests.suite.stalled", "-p", "no:xdist", f"--llfc-cache-dir={place}/store"]
+    with subprocess.Popen(
+        [*command, f"--llfc-report={place}/interrupted"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        out = ""
+        while SAYS not in out:
+            line = child.stdout.readline()
+            assert line, out
+            out += line
+        child.send_signal(signal.SIGINT)
+        out += child.communicate(timeout=120)[0]
+    assert child.returncode == pytest.ExitCode.INTERRUPTED, out
+    results = read_results(place / "interrupted")
+    assert results["interrupted"]
+    assert [v["claim"] for v in results["verdicts"]] == ["lmc-error"]
+    assert "Interrupted." in (place / "interrupted" / "index.html").read_text(encoding="utf-8")
+    assert "the report is" in out
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "told"),
+    [pytest.param(1, "results not written", marks=pytest.mark.slow), (60, "no page")],
+)
+def test_a_full_disk_is_told_in_a_line_and_masks_nothing(
+    two_workers: Ran, place: Path, kilobytes: int, told: str
+) -> None:
+    """No file may get longer than so much: the results, or the page, cannot be written whole."""
+    folder = place / f"full-{kilobytes}"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", FILES[0], *CHOSEN]
+    options = ["-p", "no:xdist", f"--llfc-cache-dir={place}/store", f"--llfc-report={folder}"]
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command, *options],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(told)]
+    assert "File too large" in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (folder / "results.json").exists() == (told == "no page")
+    assert not (folder / "index.html").exists()
+    assert not list(folder.rglob("*.tmp"))
 
 
 # ---- what cannot run ----------------------------------------------------------------------------
