@@ -1,147 +1,338 @@
 """Commutativity matching: permute B so that it commutes with A (the open question of Section 6).
 
-Minimises f(π) = Σ_ℓ ‖(W_A − P_ℓ W_B P_{ℓ−1}ᵀ)(H_A − P_{ℓ−1} H_B)‖²/ν_ℓ (eq. 9; `residuals`), whose
-two factors weight matching and activation matching make small one at a time. That is a quadratic
-assignment problem, NP-hard (A.3): what is found is a good permutation from several starts.
+Minimises f(π) = Σ_ℓ ‖(W_A − P_ℓ W_B P_{ℓ−1}ᵀ)(H_A − P_{ℓ−1} H_B)‖²/ν_ℓ (eq. 9; see `residuals`),
+whose factors weight matching and activation matching make small one at a time. That is a quadratic
+assignment problem, NP-hard (A.3): what is found is a good permutation, not a proven best one.
+
+Frank–Wolfe on doubly stochastic matrices, as in `qap`, but on f as a whole, which is cubic where a
+map's rows and columns move together, and with trees of groups for single ones. Along a segment f is
+a cubic, so that the best step is known in closed form; of what a step needs, the products by Gram
+matrices are carried along, and those of the one new vertex are computed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from llfc_core.matching.assignment import assign_tree
-from llfc_core.matching.residuals import Objective, commutativity_objective
+from llfc_core.matching.residuals import Moves, Objective, Term, commutativity_objective
 from llfc_core.matching.result import Match
-from llfc_core.matching.spec import PermutationSpec, State
-from llfc_core.matching.weight import TOLERANCE, Clock, families, match_weights, slots
-from llfc_core.numerics import ieee
+from llfc_core.matching.spec import Permutations, PermutationSpec, State
+from llfc_core.matching.weight import TOLERANCE, Clock, families, match_weights
 
-Variant = Literal["layers", "joint"]
+Variant = Literal["both", "joint", "layers"]
+VARIANTS: tuple[Variant, ...] = ("both", "joint", "layers")
+Start = Literal["identity", "weight", "activation"]
+STARTS: tuple[Start, ...] = ("identity", "weight", "activation")
+MAX_SWEEPS = 50
 
 
-class Search:
-    def __init__(self, objective: Objective, clock: Clock) -> None:
-        self.objective, self.clock = objective, clock
-        self.spec = objective.spec
-        self.trees = [
-            members
-            for members in families(self.spec).values()
-            if set(members) & set(objective.groups)
-        ]
+def match_commutativity(
+    a: State,
+    b: State,
+    spec: PermutationSpec,
+    module: nn.Module,
+    data: Iterable[Any],
+    *,
+    seed: int = 0,
+    start: Permutations | None = None,
+    starts: Collection[Start] = STARTS,
+    restarts: int = 1,
+    variant: Variant = "both",
+    max_iterations: int = 30,
+    max_sweeps: int = MAX_SWEEPS,
+) -> Match:
+    """The best permutation found from several starts, and never worse than any of them.
 
-    def walk(self, permutations, active, max_iterations=30, tolerance=1e-4, log=None):
-        """Frank–Wolfe"""
-        spec = self.spec
-        groups = [g for tree in active for g in tree if g in self.objective.groups]
-        terms = [t for t in self.objective.terms.values() if set(t.groups) & set(groups)]
-        now: dict[str, Tensor] = self.objective.moves(permutations)
-        with self.clock.timing("similarity"):
-            products = [t.products(now) for t in terms]
-            value = sum(t.value(p, now) for t, p in zip(terms, products))
-        first = value
-        best_value, best = value, permutations
-        steps = 0
-        for _ in range(max_iterations):
+    From each start: Frank–Wolfe, then the best of the permutations it went by and of the one
+    nearest to where it ended, if f is lower there than before, and so on until f falls no more.
+    Groups that are in no linear map stay as weight matching, or ``start``, has them.
+
+    Parameters
+    ----------
+    a, b
+        States that fit ``spec`` and ``module``, on one device, where everything but the assignments
+        is computed; batches are moved there.
+    data
+        Batches: inputs ``(n, …)``, or tuples that begin with them. It is gone through once.
+    start
+        A permutation to begin with, in place of the identity.
+    starts
+        "identity"; "weight": weight matching's permutation; "activation": that which makes the
+        inputs of the linear maps most alike, Σ_ℓ ⟨H_A, Q H_B⟩/(‖H_A‖‖H_B‖).
+    restarts
+        Random starts besides.
+    variant
+        "joint": all groups move at once. "layers": one group (with those within its blocks) at a
+        time, in a new random order each sweep. "both": the first, then the second.
+    max_iterations
+        Of Frank–Wolfe, each of which is an assignment of every group that moves.
+    max_sweeps
+        Limit on the sweeps of a run.
+
+    Raises
+    ------
+    ValueError
+        No data, features that are not finite, no start, or an argument that is not one of these.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    if isinstance(starts, str) or set(starts) - set(STARTS):
+        raise ValueError(f"starts: a collection of {', '.join(STARTS)}, not {starts!r}")
+    if not starts and restarts == 0:
+        raise ValueError("no start: give starts or restarts")
+    if restarts < 0 or min(max_iterations, max_sweeps) < 1:
+        raise ValueError("restarts must not be negative, max_iterations and max_sweeps at least 1")
+    clock = Clock()
+    with clock.timing("total"), torch.no_grad():
+        objective = commutativity_objective(a, b, spec, module, data, clock)
+        identity = spec.checked(spec.identity() if start is None else start)
+        others = identity
+        if start is None or "weight" in starts:
+            weights = match_weights(a, b, spec, seed=seed)
+            for what in ("similarity", "assignment"):
+                clock[what] += weights.seconds[what]
+            others = weights.permutations if start is None else identity
+        generator = torch.Generator().manual_seed(seed)
+        search = _Search(objective, others, clock, max_iterations, max_sweeps)
+        begin = [identity] if "identity" in starts else []
+        if "weight" in starts:
+            begin.append(weights.permutations)
+        if "activation" in starts:
+            begin.append(search.activation_matching())
+        begin += [spec.random(generator) for _ in range(restarts)]
+        runs = [search.run(p, variant, generator) for p in begin]
+    best = min(runs, key=lambda run: run.trace[-1])  # of equals the first
+    first = runs[0].trace[0]
+    return Match(
+        method="commutativity",
+        spec=spec,
+        permutations=best.permutations,
+        # That of the whole search: it begins at the first start, whichever run was kept.
+        objective=(first, *(v for v in best.trace if v < first)),
+        seconds=dict(clock),
+        sweeps=best.sweeps,
+        restarts=tuple(run.trace[-1] for run in runs),
+        converged=best.converged,
+        unmatched={
+            group: "its units are in no linear map that is compared"
+            for group in spec.groups
+            if group not in objective.groups
+            # a root is matched by the units in its blocks, too
+            and not any(group == tree[0] for tree in search.trees)
+        },
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What came of one start: f at the start and after each accepted step."""
+
+    permutations: dict[str, Tensor]
+    trace: tuple[float, ...]
+    sweeps: int
+    converged: bool
+
+
+class _Search:
+    """Frank–Wolfe on an objective, and what is to become of groups that it does not depend on.
+
+    ``trees``: groups with the groups of units within their blocks, the root first, where f depends
+    on any of them.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        others: Mapping[str, Tensor],
+        clock: Clock,
+        max_iterations: int,
+        max_sweeps: int,
+    ) -> None:
+        self.objective, self.others, self.clock = objective, others, clock
+        self.max_iterations, self.max_sweeps = max_iterations, max_sweeps
+        held = set(objective.groups)
+        self.trees = [t for t in families(objective.spec).values() if held & set(t)]
+
+    def run(
+        self, start: Mapping[str, Tensor], variant: Variant, generator: torch.Generator
+    ) -> _Run:
+        """From a start, until no tree can be improved."""
+        permutations = self._completed(start)
+        trace = [self.objective.value(permutations)]
+        tolerance = TOLERANCE * len(self.objective.terms)
+        single = [[tree] for tree in self.trees]
+        stages = {"joint": [[self.trees]], "layers": [single], "both": [[self.trees], single]}
+        sweeps, converged = 0, True
+        for blocks in stages[variant]:
+            due = set(range(len(blocks)))
+            for _ in range(self.max_sweeps):
+                if not due:
+                    break
+                sweeps += 1
+                for i in torch.randperm(len(blocks), generator=generator).tolist():
+                    if i not in due:
+                        continue
+                    due.discard(i)
+                    found = self._walk(permutations, blocks[i])
+                    if (value := self.objective.value(found)) < trace[-1] - tolerance:
+                        permutations = found
+                        trace.append(value)
+                        due |= {k for k, other in enumerate(blocks) if self._meet(blocks[i], other)}
+            converged = not due
+        return _Run(permutations, tuple(trace), sweeps, converged)
+
+    def activation_matching(self) -> dict[str, Tensor]:
+        """The permutation that makes the inputs of the linear maps most alike."""
+        similarity: dict[str, Tensor] = {}
+        for term in self.objective.terms.values():
+            norm = (term.AA.trace() * term.BB.trace()).sqrt()
+            for group, value in term.columns.pick(term.AB / norm).items():
+                similarity[group] = similarity.get(group, 0) + value
+        return self._assign(self.others, self.trees, similarity)
+
+    def _walk(
+        self, permutations: dict[str, Tensor], block: Sequence[list[str]]
+    ) -> dict[str, Tensor]:
+        """The best permutation that Frank–Wolfe comes by when the trees of a block move.
+
+        The vertices, and what is nearest to where it ends.
+        """
+        moving = {group for tree in block for group in tree}
+        terms = [t for t in self.objective.terms.values() if moving & set(t.groups)]
+        now = self._at(terms, self.objective.moves(permutations))
+        best, least = permutations, now.value
+        for _ in range(self.max_iterations):
             with self.clock.timing("similarity"):
-                gradient: dict[str, Tensor] = {}
-                for t, p in zip(terms, products):
-                    for g, v in t.gradient(p, now).items():
-                        if g in groups:
-                            gradient[g] = gradient[g] + v if g in gradient else v
-            vertex = self.assign(permutations, active, {g: -v for g, v in gradient.items()})
+                gradient = now.gradient(moving)
+            vertex = self._assign(permutations, block, {g: -v for g, v in gradient.items()})
+            there = self.objective.moves(vertex)
+            then = self._at(terms, {**now.moves, **{g: there[g] for g in gradient}})
+            if then.value < least:
+                best, least = vertex, then.value
             with self.clock.timing("similarity"):
-                then = now | {g: slots(spec, g, vertex).to(v.device) for g, v in gradient.items()}
-                after = [t.products(then) for t in terms]
-                end = sum(t.value(p, then) for t, p in zip(terms, after))
                 slope = sum(
-                    float((v * (matrix(then[g]) - matrix(now[g]))).sum()) for g, v in gradient.items()
+                    _inner(v, then.moves[g]) - _inner(v, now.moves[g]) for g, v in gradient.items()
                 )
-                cubic = sum(t.cubic(p, q, now, then) for t, p, q in zip(terms, products, after))
-            step = best_step(slope, end - value - slope - cubic, cubic)
-            if log is not None: log.append((value, end, slope, step))
-            if end < best_value:
-                best_value, best = end, vertex
-            if step == 0 or -slope < tolerance * first:
-                break
-            steps += 1
-            products = [torch.lerp(p, q, step) for p, q in zip(products, after)]
-            if step == 1:
-                now = then
-            else:
-                now = now | {g: torch.lerp(matrix(now[g]), matrix(then[g]), step) for g in gradient}
-            value = sum(t.value(p, now) for t, p in zip(terms, products))
-        last = self.assign(permutations, active, {g: matrix(now[g]) for g in gradient})
-        end = sum(t.value(t.products(m), m) for m in [self.objective.moves(last)] for t in terms)
-        if end < best_value:
-            best_value, best = end, last
-        return best, best_value - first, steps
+                cubic = now.cubic(then)
+                step = best_step(slope, then.value - now.value - slope - cubic, cubic)
+                if step == 0:
+                    break
+                now = now.towards(then, step)
+        nearest = self._assign(permutations, block, {g: _matrix(now.moves[g]) for g in gradient})
+        if self._at(terms, self.objective.moves(nearest)).value < least:
+            best = nearest
+        return best
 
-    def assign(self, permutations, active, similarity):
+    def _at(self, terms: Sequence[Term], moves: Moves) -> _Point:
+        with self.clock.timing("similarity"):
+            products = [term.products(moves) for term in terms]
+            return _Point(terms, moves, products)
+
+    def _assign(
+        self,
+        permutations: Mapping[str, Tensor],
+        block: Sequence[list[str]],
+        similarity: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The most similar permutation of a block's trees, the others being as they are."""
         found = dict(permutations)
-        for root, *inner in active:
-            size = self.spec.groups[root].size
-            with self.clock.timing("assignment"):
-                outer, within = assign_tree(
+        with self.clock.timing("assignment"):
+            for root, *inner in block:
+                size = self.objective.spec.groups[root].size
+                found[root], within = assign_tree(
                     similarity.get(root, torch.zeros(size, size, dtype=torch.float64)),
                     {g: similarity[g] for g in inner if g in similarity},
                 )
-            was = permutations[root].argsort()[outer]
-            for g in inner:
-                found[g] = within.get(g, permutations[g][was])
-            found[root] = outer
+                found |= within
+        return self._completed(found)
+
+    def _completed(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A permutation, but for what f does not depend on: that stays in its block, as it was."""
+        whole = dict(self.others)
+        for root, *inner in self.trees:
+            whole[root] = found[root]
+            block = self.others[root].argsort()[found[root]]
+            for group in inner:
+                held = group in self.objective.groups
+                whole[group] = found[group] if held else self.others[group][block]
+        return whole
+
+    def _meet(self, block: Sequence[list[str]], other: Sequence[list[str]]) -> bool:
+        """Whether some linear map holds units of both."""
+        one, two = ({g for tree in trees for g in tree} for trees in (block, other))
+        return any(
+            one & set(t.groups) and two & set(t.groups) for t in self.objective.terms.values()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Somewhere among the permutations, and the terms' products there."""
+
+    terms: Sequence[Term]
+    moves: Moves
+    products: Sequence[Tensor]
+
+    @cached_property
+    def value(self) -> float:
+        """f, but for the terms that do not change."""
+        return math.fsum(t.value(p, self.moves) for t, p in zip(self.terms, self.products))
+
+    def gradient(self, moving: Collection[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for term, products in zip(self.terms, self.products):
+            for group, value in term.gradient(products, self.moves).items():
+                if group in moving:
+                    found[group] = found[group] + value if group in found else value
         return found
 
-def matrix(move):
-    return move if move.ndim == 2 else torch.eye(len(move), dtype=torch.float64, device=move.device)[move]
+    def cubic(self, other: _Point) -> float:
+        """The coefficient of s³ on the way to another point."""
+        return math.fsum(
+            t.cubic(p, q, self.moves, other.moves)
+            for t, p, q in zip(self.terms, self.products, other.products)
+        )
 
-def best_step(slope, square, cube):
-    def f(s): return s * (slope + s * (square + s * cube))
-    c = [0.0, 1.0]
-    # roots of slope + 2 square s + 3 cube s²
-    A, B, C = 3 * cube, 2 * square, slope
-    if abs(A) < 1e-300:
-        if B != 0: c.append(-C / B)
-    else:
-        d = B * B - 4 * A * C
-        if d >= 0:
-            q = -0.5 * (B + math.copysign(math.sqrt(d), B))
-            if q != 0: c += [q / A, C / q]
-            else: c += [0.0]
-    return min((s for s in c if 0 <= s <= 1), key=f)
+    def towards(self, other: _Point, step: float) -> _Point:
+        if step == 1:
+            return other
+        moves = {
+            group: move
+            if other.moves[group] is move
+            else torch.lerp(_matrix(move), _matrix(other.moves[group]), step)
+            for group, move in self.moves.items()
+        }
+        products = [torch.lerp(p, q, step) for p, q in zip(self.products, other.products)]
+        return _Point(self.terms, moves, products)
 
-def layers(search, perms, gen, max_sweeps=50, tol=1e-9, **kw):
-    total = search.objective.value(perms)
-    trace = [total]; due=set(range(len(search.trees))); nsteps=0
-    sweeps=0
-    while due and sweeps<max_sweeps:
-        sweeps+=1
-        for i in torch.randperm(len(search.trees), generator=gen).tolist():
-            if i not in due: continue
-            due.discard(i)
-            new, gain, st = search.walk(perms, [search.trees[i]], **kw)
-            nsteps+=st
-            if gain < -tol:
-                v = search.objective.value(new)
-                if v < trace[-1]-tol:
-                    perms=new; trace.append(v)
-                    mine=set(search.trees[i])
-                    hold=[set(t.groups) for t in search.objective.terms.values() if set(t.groups)&mine]
-                    near=set().union(*hold)
-                    due|={j for j,t in enumerate(search.trees) if set(t)&near}
-    return perms, trace, nsteps
 
-def joint(search, perms, gen, max_sweeps=50, tol=1e-9, **kw):
-    trace=[search.objective.value(perms)]; nsteps=0
-    for _ in range(max_sweeps):
-        new, gain, st = search.walk(perms, search.trees, **kw)
-        nsteps+=st
-        v=search.objective.value(new)
-        if v < trace[-1]-tol:
-            perms=new; trace.append(v)
-        else: break
-    return perms, trace, nsteps
+def best_step(slope: float, square: float, cube: float) -> float:
+    """The s in [0, 1] where slope·s + square·s² + cube·s³ is least; 0 if nothing is gained."""
+    candidates = [0.0, 1.0]
+    if (discriminant := square * square - 3 * slope * cube) >= 0:
+        q = -(square + math.copysign(math.sqrt(discriminant), square))
+        candidates += [q / (3 * cube)] if cube else []
+        candidates += [slope / q] if q else []
+    inside = [s for s in candidates if 0 <= s <= 1]
+    return min(inside, key=lambda s: s * (slope + s * (square + s * cube)))
+
+
+def _matrix(move: Tensor) -> Tensor:
+    if move.ndim == 2:
+        return move
+    return torch.eye(len(move), dtype=torch.float64, device=move.device)[move]
+
+
+def _inner(gradient: Tensor, move: Tensor) -> float:
+    """⟨gradient, P⟩."""
+    if move.ndim == 2:
+        return float((gradient * move).sum())
+    return float(gradient.gather(1, move[:, None]).sum())

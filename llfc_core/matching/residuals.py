@@ -284,9 +284,7 @@ class Side:
 
     def pick(self, M: Tensor) -> dict[str, Tensor]:
         """The gradient of ⟨Π, M⟩ by the groups' matrices, for M ``(size, size)``."""
-        return {
-            group: M[here[:, None], here[None]].sum(-1) for group, here in self.entries.items()
-        }
+        return {group: M[here[:, None], here[None]].sum(-1) for group, here in self.entries.items()}
 
 
 def _sides(
@@ -383,7 +381,7 @@ class Term:
 
     def value(self, products: Tensor, moves: Moves) -> float:
         """The extension; its constant, (‖W_A H_A‖² + ‖W_B H_B‖²)/ν, is ½."""
-        Z, N, BZ, AZ, AN, BN = products
+        Z, N, BZ, AZ, AN, _ = products
         cross = (self._right(moves, self.aAA - AZ) * N).sum()
         cross += (self._right(moves, Z) * self.bBB).sum()
         cross -= self.rows.move(moves, self.fixed, transpose=True).diagonal().sum()
