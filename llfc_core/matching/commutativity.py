@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -47,6 +46,7 @@ def match_commutativity(
     restarts: int = 1,
     variant: Variant = "both",
     max_iterations: int = 30,
+    tolerance: float = 1e-3,
     max_sweeps: int = MAX_SWEEPS,
 ) -> Match:
     """The best permutation found from several starts, and never worse than any of them.
@@ -72,10 +72,11 @@ def match_commutativity(
     variant
         "joint": all groups move at once. "layers": one group (with those within its blocks) at a
         time, in a new random order each sweep. "both": the first, then the second.
-    max_iterations
-        Of Frank–Wolfe, each of which is an assignment of every group that moves.
+    max_iterations, tolerance
+        Of Frank–Wolfe, an iteration of which is an assignment of every group that moves: it stops
+        where a step lowers f, of the maps that change, by no more than this share.
     max_sweeps
-        Limit on the sweeps of a run.
+        Limit on the sweeps of each variant in a run.
 
     Raises
     ------
@@ -88,8 +89,8 @@ def match_commutativity(
         raise ValueError(f"starts: a collection of {', '.join(STARTS)}, not {starts!r}")
     if not starts and restarts == 0:
         raise ValueError("no start: give starts or restarts")
-    if restarts < 0 or min(max_iterations, max_sweeps) < 1:
-        raise ValueError("restarts must not be negative, max_iterations and max_sweeps at least 1")
+    if min(restarts, tolerance) < 0 or min(max_iterations, max_sweeps) < 1:
+        raise ValueError("restarts, tolerance ≥ 0 and max_iterations, max_sweeps ≥ 1")
     clock = Clock()
     with clock.timing("total"), torch.no_grad():
         objective = commutativity_objective(a, b, spec, module, data, clock)
@@ -101,7 +102,7 @@ def match_commutativity(
                 clock[what] += weights.seconds[what]
             others = weights.permutations if start is None else identity
         generator = torch.Generator().manual_seed(seed)
-        search = _Search(objective, others, clock, max_iterations, max_sweeps)
+        search = _Search(objective, others, clock, max_iterations, tolerance, max_sweeps)
         begin = [identity] if "identity" in starts else []
         if "weight" in starts:
             begin.append(weights.permutations)
@@ -154,10 +155,12 @@ class _Search:
         others: Mapping[str, Tensor],
         clock: Clock,
         max_iterations: int,
+        tolerance: float,
         max_sweeps: int,
     ) -> None:
         self.objective, self.others, self.clock = objective, others, clock
-        self.max_iterations, self.max_sweeps = max_iterations, max_sweeps
+        self.max_iterations, self.tolerance = max_iterations, tolerance
+        self.max_sweeps = max_sweeps
         held = set(objective.groups)
         self.trees = [t for t in families(objective.spec).values() if held & set(t)]
 
@@ -218,14 +221,18 @@ class _Search:
             if then.value < least:
                 best, least = vertex, then.value
             with self.clock.timing("similarity"):
-                slope = sum(
+                slope = math.fsum(
                     _inner(v, then.moves[g]) - _inner(v, now.moves[g]) for g, v in gradient.items()
                 )
-                cubic = now.cubic(then)
-                step = best_step(slope, then.value - now.value - slope - cubic, cubic)
+                cube = now.cube(then)
+                square = then.value - now.value - slope - cube
+                step = best_step(slope, square, cube)
                 if step == 0:
                     break
-                now = now.towards(then, step)
+                gain = -step * (slope + step * (square + step * cube))
+                now = now.towards(then, step, -gain)
+                if gain <= self.tolerance * now.value:
+                    break
         nearest = self._assign(permutations, block, {g: _matrix(now.moves[g]) for g in gradient})
         if self._at(terms, self.objective.moves(nearest)).value < least:
             best = nearest
@@ -234,7 +241,8 @@ class _Search:
     def _at(self, terms: Sequence[Term], moves: Moves) -> _Point:
         with self.clock.timing("similarity"):
             products = [term.products(moves) for term in terms]
-            return _Point(terms, moves, products)
+            values = [t.value(p, moves) for t, p in zip(terms, products)]
+            return _Point(terms, moves, products, math.fsum(values))
 
     def _assign(
         self,
@@ -275,16 +283,12 @@ class _Search:
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """Somewhere among the permutations, and the terms' products there."""
+    """Somewhere among the permutations: the terms that change, their products and sum there."""
 
     terms: Sequence[Term]
     moves: Moves
     products: Sequence[Tensor]
-
-    @cached_property
-    def value(self) -> float:
-        """f, but for the terms that do not change."""
-        return math.fsum(t.value(p, self.moves) for t, p in zip(self.terms, self.products))
+    value: float
 
     def gradient(self, moving: Collection[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -294,14 +298,15 @@ class _Point:
                     found[group] = found[group] + value if group in found else value
         return found
 
-    def cubic(self, other: _Point) -> float:
+    def cube(self, other: _Point) -> float:
         """The coefficient of s³ on the way to another point."""
         return math.fsum(
             t.cubic(p, q, self.moves, other.moves)
             for t, p, q in zip(self.terms, self.products, other.products)
         )
 
-    def towards(self, other: _Point, step: float) -> _Point:
+    def towards(self, other: _Point, step: float, gain: float) -> _Point:
+        """The point so far on the way to another, where f is higher by ``gain``."""
         if step == 1:
             return other
         moves = {
@@ -311,7 +316,7 @@ class _Point:
             for group, move in self.moves.items()
         }
         products = [torch.lerp(p, q, step) for p, q in zip(self.products, other.products)]
-        return _Point(self.terms, moves, products)
+        return _Point(self.terms, moves, products, self.value + gain)
 
 
 def best_step(slope: float, square: float, cube: float) -> float:

@@ -249,84 +249,104 @@ class _Grams:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Which units are along one side of a matrix: by group, ``(units, p)`` indices."""
+    """Which units are along one side of a matrix.
 
-    size: int
+    Attributes
+    ----------
+    index
+        0 … size − 1.
+    entries
+        By group, ``(units, p)`` indices, unit by unit.
+    whole
+        The group that all of the side is, in order: then nothing need be looked up.
+    """
+
+    index: Tensor
     entries: Mapping[str, Tensor]
+    whole: str | None
+
+    @staticmethod
+    def of(
+        spec: PermutationSpec, units: np.ndarray, positions: np.ndarray, device: torch.device
+    ) -> Side:
+        """From the unit and the position of every index, −1 where it is fixed."""
+        entries: dict[str, Tensor] = {}
+        for group, own in spec.units.items():
+            numbers = own.reshape(-1)
+            here = np.flatnonzero(np.isin(units, numbers))
+            if here.size:
+                rank = np.full(int(units.max()) + 1, -1)
+                rank[numbers] = np.arange(len(numbers))
+                order = here[np.lexsort((positions[here], rank[units[here]]))]
+                entries[group] = torch.from_numpy(order.reshape(len(numbers), -1)).to(device)
+        index = torch.arange(len(units), device=device)
+        whole = [group for group, e in entries.items() if torch.equal(e.flatten(), index)]
+        return Side(index, entries, whole[0] if whole else None)
 
     def source(self, moves: Moves) -> Tensor:
-        """By index, the index whose place it takes: a permutation given as slots, int64."""
-        device = next((e.device for e in self.entries.values()), None)
-        index = torch.arange(self.size, device=device)
+        """By index, the index that takes its place: a permutation given as slots, int64."""
+        index = self.index.clone()
         for group, here in self.entries.items():
             index[here] = here[moves[group]]
         return index
 
     def move(self, moves: Moves, X: Tensor, transpose: bool = False) -> Tensor:
         """Π X or ΠᵀX for X ``(size, k)``, Π being what ``moves`` do to this side."""
+        if self.whole is not None:
+            P = moves[self.whole]
+            return _moved(P, X.reshape(len(P), -1), transpose).reshape(X.shape)
         if not self.entries:
             return X
         result = X.clone()
         for group, here in self.entries.items():
-            P, part = moves[group], X[here]  # (units, p, k)
-            if P.ndim == 1:
-                result[here] = part[P.argsort() if transpose else P]
-            else:
-                moved = (P.T if transpose else P) @ part.flatten(1)
-                result[here] = moved.view_as(part)
+            part = X[here]  # (units, p, k)
+            result[here] = _moved(moves[group], part.flatten(1), transpose).view_as(part)
         return result
 
     def collect(self, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
         """The gradient of ⟨Π, X Yᵀ⟩ by the groups' matrices, for X, Y ``(size, k)``."""
+        if self.whole is not None:
+            units = len(self.entries[self.whole])
+            return {self.whole: X.reshape(units, -1) @ Y.reshape(units, -1).T}
         return {
             group: X[here].flatten(1) @ Y[here].flatten(1).T for group, here in self.entries.items()
         }
 
     def pick(self, M: Tensor) -> dict[str, Tensor]:
         """The gradient of ⟨Π, M⟩ by the groups' matrices, for M ``(size, size)``."""
+        if self.whole is not None and len(self.entries[self.whole]) == len(M):
+            return {self.whole: M}
         return {group: M[here[:, None], here[None]].sum(-1) for group, here in self.entries.items()}
+
+
+def _moved(P: Tensor, X: Tensor, transpose: bool) -> Tensor:
+    if P.ndim == 1:
+        return X[P.argsort() if transpose else P]
+    return (P.T if transpose else P) @ X
 
 
 def _sides(
     layer: Linear, spec: PermutationSpec, weight: str, device: torch.device
 ) -> tuple[Side, Side]:
     """Rows and columns of `_columns`."""
-    out, inputs = spec.layouts[weight][:2]
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     windows = 1 if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size)
-    m, c = spec.shapes[weight][:2]
+    shape = spec.shapes[weight][:2]
 
-    def along(axis: Axis | None, first: int, last: int) -> list[np.ndarray]:
-        """Units and positions by row and column, for some rows: ``(rows, c)`` each."""
+    def along(axis: Axis | None) -> list[np.ndarray]:
+        """Units and positions by row and column of the weight."""
         if axis is None:
-            return [np.full((m, c), -1), np.zeros((m, c), int)]
-        return [
-            np.broadcast_to(v.reshape(v.shape[:2]), (m, c)) for v in (axis.units, axis.positions)
-        ]
+            return [np.full(shape, -1), np.zeros(shape, int)]
+        both = (axis.units, axis.positions)
+        return [np.broadcast_to(v.reshape(v.shape[:2]), shape) for v in both]
 
-    units, positions = (v[:, 0] for v in along(out, 0, m))
-    rows = Side(m, _entries(spec, units, positions, device))
+    out, inputs = map(along, spec.layouts[weight][:2])
+    rows = Side.of(spec, out[0][:, 0], out[1][:, 0], device)
     # The columns of a convolution in groups: those of each group's first row, one after the other.
-    units, positions = (v[:: m // groups].reshape(-1) for v in along(inputs, 0, m))
-    units = np.repeat(units, windows)
-    positions = (positions[:, None] * windows + np.arange(windows)).reshape(-1)
-    return rows, Side(len(units), _entries(spec, units, positions, device))
-
-
-def _entries(
-    spec: PermutationSpec, units: np.ndarray, positions: np.ndarray, device: torch.device
-) -> dict[str, Tensor]:
-    entries = {}
-    for group, own in spec.units.items():
-        numbers = own.reshape(-1)
-        here = np.flatnonzero(np.isin(units, numbers))
-        if not here.size:
-            continue
-        rank = np.full(int(units.max()) + 1, -1)
-        rank[numbers] = np.arange(len(numbers))
-        order = here[np.lexsort((positions[here], rank[units[here]]))]
-        entries[group] = torch.from_numpy(order.reshape(len(numbers), -1)).to(device)
-    return entries
+    units, positions = (v[:: shape[0] // groups].reshape(-1, 1) for v in inputs)
+    positions = positions * windows + np.arange(windows)
+    units = np.broadcast_to(units, positions.shape)
+    return rows, Side.of(spec, units.reshape(-1), positions.reshape(-1), device)
 
 
 @dataclass(frozen=True, eq=False)
