@@ -9,14 +9,14 @@ would hold for want of anything to test are refused as vacuous.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from llfc_core.metrics.bootstrap import Means, Statistic, estimate
+from llfc_core.metrics.bootstrap import Estimate, Means, Statistic, compare, estimate
 from llfc_core.metrics.commutativity import Distances, distances
 from llfc_core.metrics.measurement import Measurement
 
@@ -48,6 +48,9 @@ class Claim:
         estimated anew between A and B, or a mode and itself earlier in its training.
     against_independent
         The number is the ratio of the statistic on independent pairs to that on linked ones.
+    against_rivals
+        The number is the ratio, or the difference, of the statistic on the same pairs matched by
+        each rival method to that on the linked ones; the last axis then runs over the rivals.
     look_at
         What to look at first when it is rejected.
     """
@@ -66,6 +69,7 @@ class Claim:
     ] = "layers"
     pairs: Literal["linked", "re-estimated", "training"] = "linked"
     against_independent: bool = False
+    against_rivals: Literal["", "ratio", "difference"] = ""
 
 
 @dataclass(frozen=True)
@@ -564,6 +568,7 @@ def judge(
     pairs: Sequence[Measurement],
     independent: Sequence[Measurement] = (),
     seed: int = 0,
+    rivals: Mapping[str, Sequence[Measurement]] | None = None,
 ) -> Verdict:
     """Judge a claim on pairs of one link.
 
@@ -571,12 +576,19 @@ def judge(
     ----------
     independent
         Pairs trained apart; needed by a claim that is ``against_independent``.
+    rivals
+        By method, the same pairs matched otherwise; needed by a claim that is ``against_rivals``.
     """
     if not pairs:
         raise ValueError(f"no pairs to judge {claim.name!r} on")
-    against = independent if claim.against_independent else None
-    e = estimate(pairs, claim.statistic, against, seed=seed)
-    names, judged = _judged(claim, pairs[0])
+    if claim.against_rivals:
+        e = _against(claim, pairs, rivals or {}, seed)
+        names = tuple(f"against {rival}" for rival in rivals or {})
+        judged = list(range(len(names)))
+    else:
+        against = independent if claim.against_independent else None
+        e = estimate(pairs, claim.statistic, against, seed=seed)
+        names, judged = _judged(claim, pairs[0])
     # The layer whose unfavourable end is worst decides; what is undefined is worse than anything.
     unfavourable = e.high if claim.at_most else -e.low
     undefined = np.isnan(e.value) | np.isnan(unfavourable)
@@ -605,6 +617,28 @@ def judge(
         note=note,
     )
     return replace(verdict, status="holds") if verdict.within and not note else verdict
+
+
+def _against(
+    claim: Claim,
+    pairs: Sequence[Measurement],
+    rivals: Mapping[str, Sequence[Measurement]],
+    seed: int,
+) -> Estimate:
+    """The claim's number against each rival: ``(rivals,)``."""
+    if not rivals:
+        raise ValueError(f"no rivals to judge {claim.name!r} against")
+    assert claim.against_rivals
+    found = [
+        compare(pairs, other, claim.statistic, claim.against_rivals, seed=seed)
+        for other in rivals.values()
+    ]
+    return Estimate(
+        *(
+            np.array([v[0] for v in ends])
+            for ends in zip(*((e.value, e.low, e.high) for e in found))
+        )
+    )
 
 
 def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], list[int]]:
