@@ -196,8 +196,8 @@ class _Search:
         """The permutation that makes the inputs of the linear maps most alike."""
         similarity: dict[str, Tensor] = {}
         for term in self.objective.terms.values():
-            norm = (term.AA.trace() * term.BB.trace()).sqrt()
-            for group, value in term.columns.pick(term.AB / norm).items():
+            norm = float(term.AA.trace() * term.BB.trace()) ** 0.5
+            for group, value in term.columns.pick(term.AB / (norm or 1.0)).items():
                 similarity[group] = similarity.get(group, 0) + value
         return self._assign(self.others, self.trees, similarity)
 
@@ -301,7 +301,7 @@ class _Point:
     def cube(self, other: _Point) -> float:
         """The coefficient of s³ on the way to another point."""
         return math.fsum(
-            t.cubic(p, q, self.moves, other.moves)
+            t.cube(p, q, self.moves, other.moves)
             for t, p, q in zip(self.terms, self.products, other.products)
         )
 

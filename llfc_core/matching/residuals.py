@@ -5,8 +5,8 @@
 over the linear maps of a network: linear layers and convolutions, whose H are the unfolded inputs.
 P and Q are what the permutation π does to a map's rows (outputs) and columns (inputs). Biases and
 norms are in neither factor. R_ℓ is the difference of the two sides of Definition 4, for A and
-π(B); ν_ℓ = 2(‖W_A H_A‖² + ‖W_B H_B‖²) does not depend on π, and each term is at most Dist_com,
-and close to it where A and π(B) are near one another.
+π(B); ν_ℓ = 2(‖W_A H_A‖² + ‖W_B H_B‖²) does not depend on π, and puts all maps on one scale: where A
+and π(B) are near one another each term is close to Dist_com, in whose denominator π would be.
 
 **The data.** ‖R‖² = tr(D S Dᵀ) with D = W_A − P W_B Qᵀ and S = (H_A − Q H_B)(H_A − Q H_B)ᵀ, so all
 that counts of the data is G_AA = H_A H_Aᵀ, G_AB = H_A H_Bᵀ and G_BB = H_B H_Bᵀ, (q, q) for a map
@@ -47,6 +47,9 @@ Linear = nn.Linear | nn.Conv2d
 
 # Unfolded inputs are made so many entries at a time.
 UNFOLD = 2**23
+
+# Inputs that differ by no more than this share are the same but for rounding.
+SAME = 1e-2
 
 # By group: a permutation as slots, int64 (n,), or a matrix, float64 (n, n), of all its n units.
 Moves = Mapping[str, Tensor]
@@ -105,7 +108,7 @@ def commutativity_objective(
     Linear maps are the ``nn.Linear`` and ``nn.Conv2d`` that run as modules, each at its first call:
     those that `llfc_core.metrics.measure` measures. Left out are maps that no permutation changes;
     those whose inputs are the same in A and B, and fixed (the data, for which R is 0); and those
-    on whose inputs units are along another axis too, as the channels of a map over tokens: Gram
+    with units along other axes of their inputs too, as the channels of a map over tokens: Gram
     matrices cannot say what permuting those does.
 
     Parameters
@@ -155,28 +158,32 @@ def commutativity_objective(
 def _layers(
     module: nn.Module, spec: PermutationSpec, example: Tensor, state: State
 ) -> dict[str, Linear]:
-    """The linear maps in order of execution whose data axes hold no units."""
-    candidates: dict[str, nn.Module] = {
+    """The linear maps in order of execution whose input is Q H where the network is permuted.
+
+    That is seen by permuting it. Others have units along the data as well.
+    """
+    candidates = {
         name: part
         for name, part in module.named_modules()
         if isinstance(part, Linear) and f"{name}.weight" in spec.layouts
     }
-    found: dict[str, Linear] = {}
+    moved = {name: p.roll(1, dims=-1) for name, p in spec.identity().items()}
+    x = example[:2].to(device_of(state))
+    taps = make_taps(module, example, ())
+    plain, permuted = dict[str, Tensor](), dict[str, Tensor]()
+    for weights, seen in ((state, plain), (spec.apply(state, moved), permuted)):
 
-    def note(name: str, h: Tensor) -> None:
-        part = candidates[name]
-        assert isinstance(part, Linear)
-        layout = spec.features.get(name)  # of the output: its other axes are the input's
-        if layout is None:
-            return  # units are along the data
-        own = len(layout) - 1 if isinstance(part, nn.Linear) else 1
-        if all(axis is None or k == own for k, axis in enumerate(layout)):
-            found[name] = part
+        def keep(name: str, h: Tensor, seen: dict[str, Tensor] = seen) -> None:
+            seen[name] = unfolded(candidates[name], h)
 
-    with inputs_of(candidates, note):
-        make_taps(module, example, ()).run(
-            example[:2].to(device_of(state)), lambda layer: None, state
-        )
+        with inputs_of(candidates, keep):
+            taps.run(x, lambda layer: None, weights)
+    found = {}
+    for name, h in plain.items():
+        columns = _sides(candidates[name], spec, f"{name}.weight", x.device)[1]
+        moves = {g: slots(spec, g, moved).to(x.device) for g in columns.entries}
+        if float((permuted[name] - h[columns.source(moves)]).norm()) <= SAME * float(h.norm()):
+            found[name] = candidates[name]
     return found
 
 
@@ -426,7 +433,7 @@ class Term:
                 found[group] = found[group] + value if group in found else value
         return found
 
-    def cubic(self, now: Tensor, then: Tensor, before: Moves, after: Moves) -> float:
+    def cube(self, now: Tensor, then: Tensor, before: Moves, after: Moves) -> float:
         """The coefficient of s³ from one point of a segment to another."""
         if not (self.rows.entries and self.columns.entries):
             return 0.0
