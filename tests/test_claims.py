@@ -397,10 +397,70 @@ def test_judge_refuses_nothing() -> None:
         judge(claims.CO_OCCURRENCE, [GOOD])
 
 
+# ---- one way of matching against others ---------------------------------------------------------
+
+
+def matched(objective: float, held_out: float = 1.0, loss: float = 0.0) -> Measurement:
+    m = measurement(loss=0.2 + loss * bump())
+    return dataclasses.replace(
+        m, constants={**m.constants, "objective": np.array([objective, held_out])}
+    )
+
+
+def against(claim: Claim, own: Measurement, **rivals: Measurement) -> Verdict:
+    return judge(claim, [own] * 2, rivals={name: [m] * 2 for name, m in rivals.items()})
+
+
+def test_judge_against_methods_the_nearest_of_them_decides() -> None:
+    own, far, near = matched(1.0), matched(3.0), matched(1.2)
+    verdict = against(claims.MATCHER_OBJECTIVE, own, weight=far, activation=near, ste=far)
+    assert (verdict.status, verdict.layer) == ("holds", "against activation")
+    assert verdict.value == pytest.approx(1.2)
+    assert list(verdict.layers) == [f"against {k}" for k in ("weight", "activation", "ste")]
+    # Of other methods than those named nothing is asked.
+    assert verdict == against(
+        claims.MATCHER_OBJECTIVE, own, weight=far, activation=near, ste=far, random=matched(0.1)
+    )
+    worse = against(claims.MATCHER_OBJECTIVE, own, weight=far, activation=far, ste=matched(0.9))
+    assert (worse.status, worse.layer) == ("rejected", "against ste")
+    assert "against ste" in worse.explain(claims.MATCHER_OBJECTIVE)
+
+
+def test_objectives_on_training_and_test_images_are_told_apart() -> None:
+    own, other = matched(1.0, 1.0), matched(2.0, 1.0)
+    rivals = {"weight": other, "activation": other, "ste": other}
+    assert against(claims.MATCHER_OBJECTIVE, own, **rivals).holds
+    assert not against(claims.MATCHER_OBJECTIVE_HELD_OUT, own, **rivals).holds
+
+
+@pytest.mark.parametrize(
+    ("more", "holds"), [(-0.1, True), (0.0, True), (0.02, True), (0.03, False)]
+)
+def test_at_least_as_well_within_a_margin(more: float, holds: bool) -> None:
+    """0.1 nats by the others, and so much more by commutativity matching."""
+    other = matched(1.0, loss=0.1)
+    verdict = against(
+        claims.MATCHER_LMC_LOSS,
+        matched(1.0, loss=0.1 + more),
+        weight=other,
+        activation=other,
+        ste=other,
+    )
+    assert verdict.value == pytest.approx(-more)
+    assert verdict.holds == holds
+
+
+def test_judge_against_methods_needs_them() -> None:
+    with pytest.raises(ValueError, match="needs the pairs of 'ste' matching"):
+        against(claims.MATCHER_OBJECTIVE, GOOD, weight=GOOD, activation=GOOD)
+
+
 # ---- the claims themselves ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("claim", claims.ALL, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "claim", [*claims.ALL, *claims.MATCHERS, claims.MATCHER_BARRIER], ids=lambda c: c.name
+)
 def test_claims_are_complete(claim: Claim) -> None:
     for text in (claim.name, claim.source, claim.statement, claim.reason, claim.look_at):
         assert text.strip()
@@ -409,7 +469,7 @@ def test_claims_are_complete(claim: Claim) -> None:
 
 
 def test_claims_have_unique_names() -> None:
-    names = [c.name for c in claims.ALL]
+    names = [c.name for c in (*claims.ALL, *claims.MATCHERS, claims.MATCHER_BARRIER)]
     assert len(set(names)) == len(names)
     assert set(claims.LMC + claims.LLFC) <= set(claims.ALL)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from llfc_core.matching.activation import device_of, match_activations, peek
 from llfc_core.matching.check import check as check_permutation
+from llfc_core.matching.commutativity import match_commutativity
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State
 from llfc_core.matching.ste import match_straight_through
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Match]] = {
     "weight": match_weights,
     "activation": match_activations,
     "ste": match_straight_through,
+    "commutativity": match_commutativity,
 }
 
 
@@ -48,8 +50,9 @@ def match(
     a, b
         Two modes of the network that ``spec`` describes: state dicts, or modules.
     method
-        "weight" (`match_weights`), "activation" (`match_activations`) or "ste"
-        (`match_straight_through`), whose docstrings say what ``options`` there are.
+        "weight" (`match_weights`), "activation" (`match_activations`), "ste"
+        (`match_straight_through`) or "commutativity" (`match_commutativity`), whose docstrings say
+        what ``options`` there are.
     module
         Any instance of the network, for the methods that run it; by default ``a``, if that is one.
         It is run in eval mode and not changed.
@@ -106,6 +109,7 @@ def match(
         "weight": {"seed": seed},
         "activation": {"module": module, "data": data},
         "ste": {"module": module, "data": data, "held_out": held_out, "seed": seed},
+        "commutativity": {"module": module, "data": data, "seed": seed},
     }
     found = run(a, b, spec, **needed[method], **options)
     if check and module is not None and example:

@@ -17,7 +17,7 @@ class Match:
     Attributes
     ----------
     method
-        "weight", "activation" or "ste".
+        "weight", "activation", "ste" or "commutativity".
     spec
         What may be permuted.
     permutations
@@ -26,14 +26,15 @@ class Match:
     objective
         Its value at the start and after each accepted step, float64. Weight: Σ⟨A, π(B)⟩, rising.
         Activation: the similarity of A's and π(B)'s features, rising. STE: held-out loss halfway
-        between A and π(B), falling.
+        between A and π(B), falling. Commutativity: Σ_ℓ ‖R_ℓ‖²/ν_ℓ (eq. 9), falling.
     seconds
         Where the time went: "similarity" (products of weights or features), "assignment", "total";
         "features" (forward passes), "gradient" and "selection" where there are such.
     sweeps
         Passes over the groups in the run that was kept (STE: minibatches).
     restarts
-        Final objective of each run, the one from the start first.
+        Final objective of each run, the one from the start first (commutativity: in the order of
+        its ``starts``, then the random ones).
     converged
         The search ended by itself: no group can be improved (STE: the permutation had settled).
     unmatched

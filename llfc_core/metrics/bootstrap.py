@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -81,6 +82,42 @@ def estimate(
         other_point, other_draws = _group(against, statistic, resamples, seed, rng)
         with np.errstate(divide="ignore", invalid="ignore"):
             point, draws = other_point / point, other_draws / draws
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return Estimate(point, low, high)
+
+
+def compare(
+    measurements: Sequence[Measurement],
+    others: Sequence[Measurement],
+    statistic: Statistic,
+    by: Literal["ratio", "difference"],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """What a statistic is of the same pairs linked in another way, against what it is here.
+
+    Pair by pair and image by image: every resample draws the same ones of both.
+
+    Parameters
+    ----------
+    measurements, others
+        Entry i of both is of the same modes and images.
+    by
+        "ratio": the mean of the others over the mean here. "difference": the first minus the
+        second.
+    """
+    if len(measurements) != len(others):
+        raise ValueError(f"{len(measurements)} pairs against {len(others)}")
+    (here, draws), (there, other_draws) = (
+        _group(group, statistic, resamples, seed, np.random.default_rng(seed))
+        for group in (measurements, others)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        point = there / here if by == "ratio" else there - here
+        draws = other_draws / draws if by == "ratio" else other_draws - draws
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return Estimate(point, low, high)

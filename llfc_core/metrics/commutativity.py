@@ -215,21 +215,21 @@ def apply_without_bias(layer: nn.Linear | nn.Conv2d, weight: Tensor, h: Tensor) 
         return F.linear(h, weight)
     padding: str | tuple[int, ...] = layer.padding
     if layer.padding_mode != "zeros":
-        h = F.pad(h, _pads(layer), mode=layer.padding_mode)
+        h = F.pad(h, pads(layer), mode=layer.padding_mode)
         padding = (0, 0)
     return F.conv2d(h, weight, None, layer.stride, padding, layer.dilation, layer.groups)
 
 
-def _pads(layer: nn.Conv2d) -> list[int]:
+def pads(layer: nn.Conv2d) -> list[int]:
     """The layer's padding as F.pad wants it: (left, right, top, bottom)."""
     if layer.padding == "valid":
         return [0, 0, 0, 0]
-    pads: list[int] = []
+    sides: list[int] = []
     for axis in (1, 0):
         if layer.padding == "same":
             # An odd total leaves its extra column on the far side, as F.conv2d(padding="same").
             total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-            pads += [total // 2, total - total // 2]
+            sides += [total // 2, total - total // 2]
         else:
-            pads += [int(layer.padding[axis])] * 2
-    return pads
+            sides += [int(layer.padding[axis])] * 2
+    return sides

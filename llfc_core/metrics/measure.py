@@ -13,7 +13,7 @@ linear maps and norms below the layer it is stitched at, whose results nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from llfc_core import kernels
 from llfc_core.classification import errors
-from llfc_core.features import Layer, Taps, flatten
+from llfc_core.features import Layer, Taps, flatten, inputs_of
 from llfc_core.metrics.commutativity import CommutativityAccumulator
 from llfc_core.metrics.llfc import Dots, coef, one_minus_cos
 from llfc_core.metrics.low_rank import (
@@ -282,7 +282,7 @@ class _Pass:
         def keep_input(name: str, x: Tensor) -> None:
             found.inputs[name] = x.clone()
 
-        with _inputs_of(self._commuting, keep_input):
+        with inputs_of(self._commuting, keep_input):
             found.logits = self.taps.run(inputs, keep, self.a)
         return found
 
@@ -308,7 +308,7 @@ class _Pass:
         def commute(name: str, x: Tensor) -> None:
             self.commutativity[name].update(a.inputs.pop(name), x)
 
-        with _inputs_of(self._commuting, commute):
+        with inputs_of(self._commuting, commute):
             found.logits = self.taps.run(inputs, compare, self.b)
         return found, both
 
@@ -468,29 +468,6 @@ def _skipped(modules: Sequence[tuple[nn.Module, torch.Size]], images: int | None
             del module.__dict__["forward"]
             if forward is not None:
                 module.__dict__["forward"] = forward
-
-
-@contextmanager
-def _inputs_of(
-    modules: Mapping[str, nn.Module], on_input: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Within, ``on_input(name, x)`` is told the input of each module's first call."""
-    seen: set[str] = set()
-
-    def hook(name: str):  # type: ignore[no-untyped-def]
-        def tell(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if name not in seen:
-                seen.add(name)
-                on_input(name, args[0])
-
-        return tell
-
-    handles = [m.register_forward_pre_hook(hook(name)) for name, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _stack(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llfc_core.metrics import Measurement, estimate
-from llfc_core.metrics.bootstrap import Means, resampled_means
+from llfc_core.metrics.bootstrap import Means, compare, resampled_means
 from tests.planted import measurement
 
 ENDS = (0.0, 1.0)
@@ -201,3 +201,31 @@ def test_bootstrap_refuses_no_pairs() -> None:
         estimate([], mean)
     with pytest.raises(ValueError, match="no pairs"):
         estimate([one_layer(np.ones(3))], mean, [])
+
+
+# ---- pair by pair -------------------------------------------------------------------------------
+
+
+def test_compare_draws_the_same_pairs_and_images() -> None:
+    """Pairs and images that differ a hundred times as much as the two links of each of them."""
+    rng = np.random.default_rng(0)
+    here = [rng.normal(10 * i, 10, 300) for i in range(1, 6)]
+    there = [h + 0.1 for h in here]
+    e = compare([one_layer(h) for h in here], [one_layer(t) for t in there], mean, "difference")
+    assert (e.value[0], e.low[0], e.high[0]) == pytest.approx((0.1, 0.1, 0.1))
+    twice = [one_layer(2 * h) for h in here]
+    e = compare([one_layer(h) for h in here], twice, mean, "ratio")
+    assert (e.value[0], e.low[0], e.high[0]) == pytest.approx((2, 2, 2))
+
+
+def test_compare_is_as_wide_as_the_differences_of_pairs() -> None:
+    here = [one_layer(np.full(50, v)) for v in (1.0, 2.0, 3.0)]
+    there = [one_layer(np.full(50, v)) for v in (2.0, 5.0, 3.0)]  # 1, 3 and 0 more
+    e = compare(here, there, mean, "difference")
+    assert e.value[0] == pytest.approx(4 / 3)
+    assert (e.low[0], e.high[0]) == (0, 3)
+    ratio = compare(here, there, mean, "ratio")
+    assert ratio.value[0] == pytest.approx(10 / 6)
+    assert (ratio.low[0], ratio.high[0]) == (1, 2.5)
+    with pytest.raises(ValueError, match="3 pairs against 2"):
+        compare(here, there[:2], mean, "ratio")

@@ -34,6 +34,8 @@ LLFC, MEASURE = "llfc_core/metrics/llfc.py", "llfc_core/metrics/measure.py"
 C = "llfc_core/kernels/kernels.c"
 CLAIMS, BOOTSTRAP = "llfc_core/claims.py", "llfc_core/metrics/bootstrap.py"
 CONDITIONS = "tests/metrics/test_measure_conditions.py"
+RESIDUALS = "llfc_core/matching/residuals.py"
+COMMUTING = "tests/matching/test_commutativity.py"
 
 MUTATIONS = [
     Mutation(
@@ -354,6 +356,41 @@ MUTATIONS = [
         "+ delta.square() * (self.count * count / total)",
         "",
         "tests/test_batchnorm.py",
+    ),
+    Mutation(
+        "commutativity matching: A.3's last sign",
+        RESIDUALS,
+        "return float(own - 2 * cross) + 0.5",
+        "return float(own + cross) + 0.5",
+        COMMUTING,
+    ),
+    Mutation(
+        "commutativity matching: the wrong Gram matrix",
+        RESIDUALS,
+        "(x, y), (y, y))):",
+        "(y, x), (y, y))):",
+        COMMUTING,
+    ),
+    Mutation(
+        "commutativity matching: kernels' places in the wrong order",
+        RESIDUALS,
+        "positions = positions * windows + np.arange(windows)",
+        "positions = positions + np.arange(windows) * positions.size",
+        COMMUTING,
+    ),
+    Mutation(
+        "commutativity matching: the last start's result",
+        "llfc_core/matching/commutativity.py",
+        "best = min(runs, key=lambda run: run.trace[-1])",
+        "best = runs[-1]",
+        COMMUTING,
+    ),
+    Mutation(
+        "methods compared on pairs drawn apart",
+        BOOTSTRAP,
+        "_group(group, statistic, resamples, seed, np.random.default_rng(seed))",
+        "_group(group, statistic, resamples, seed, np.random.default_rng())",
+        "tests/metrics/test_bootstrap.py",
     ),
     Mutation(
         "stitching judged inside residual blocks",

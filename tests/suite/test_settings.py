@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fixtures.paper import STITCHING
-from fixtures.settings import SETTINGS, Matched, Setting, Spawned, replicate
+from fixtures.settings import COMPARED, SETTINGS, Matched, Setting, Spawned, replicate
 from llfc_core import claims
 from llfc_core.features import Taps
 from llfc_core.nets import build
@@ -21,14 +21,14 @@ from llfc_core.training import Point
 CONTROLS = ("independent", "shuffled", "random", "untrained")
 ALL = [
     pytest.param(setting, id=f"{scale}-{setting.id}")
-    for scale, settings in SETTINGS.items()
-    for setting in settings
+    for scale in SETTINGS
+    for setting in SETTINGS[scale] + COMPARED[scale]
 ]
 
 
 @pytest.mark.parametrize("scale", SETTINGS)
 def test_ids_are_unique(scale: str) -> None:
-    ids = [setting.id for setting in SETTINGS[scale]]
+    ids = [setting.id for setting in SETTINGS[scale] + COMPARED[scale]]
     assert len(set(ids)) == len(ids)
 
 
@@ -69,7 +69,8 @@ def test_early_and_initial_are_on_the_line_of_a(row: Setting) -> None:
 
 @pytest.mark.parametrize("row", ALL)
 def test_findings_and_bounds_speak_of_claims_that_exist(row: Setting) -> None:
-    names = {c.name for c in (*claims.ALL, *claims.MATCHING)}
+    own = (*claims.MATCHERS, claims.MATCHER_BARRIER) if row.rivals else claims.MATCHING
+    names = {c.name for c in (*claims.ALL, *own)}
     controls = {f"{name} on {c}" for name in names for c in CONTROLS}
     assert row.findings.keys() <= names | controls
     assert row.bounds.keys() <= names

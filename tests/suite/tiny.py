@@ -34,6 +34,7 @@ TINY = replace(
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
     settings.SETTINGS["quick"] = (TINY,)
+    settings.COMPARED["quick"] = ()
     if "LLFC_TRAINED" in os.environ:
         _log_trainings(Path(os.environ["LLFC_TRAINED"]))
 
