@@ -9,9 +9,7 @@ import torch
 
 from llfc_core.features import Taps, flatten
 from llfc_core.metrics.low_rank import GramAccumulator, squared_singular_values
-from llfc_core.nets import build
 
-BATCH = 300
 LARGEST = 4096  # coordinates: a direct SVD of more takes too long here
 
 

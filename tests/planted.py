@@ -64,6 +64,7 @@ def measurement(
         constants=constants,
         distance=distance,
         classes=classes,
+        relus=tuple(layers[:-1]),
     )
 
 
