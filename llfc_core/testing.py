@@ -81,6 +81,7 @@ def assert_judged(judged: Judged, control: str = "") -> None:
 
     A control that is shuffled is to be refused as vacuous; the others must miss the bound itself.
     """
+    __tracebackhide__ = True
     verdict = judged.verdict
     if verdict.status == "not run":
         pytest.skip(f"{verdict.claim}: {verdict.note}")

@@ -124,11 +124,13 @@ def test_a_finding_that_comes_to_hold_is_noticed(assert_claim, said) -> None:  #
 
 
 @planted(SAME)
-def test_a_finding_excuses_no_vacuous_pair(assert_claim, said) -> None:  # type: ignore[no-untyped-def]
+def test_a_finding_excuses_no_vacuous_pair(evidence, assert_claim, said) -> None:  # type: ignore[no-untyped-def]
     """Nothing was found on a pair that can show nothing."""
+    evidence.setting.findings["lmc-error"] = WHY
     with pytest.raises(AssertionError, match=r"1 spawned pair\(s\): vacuous"):
-        assert_claim(claims.LLFC_COSINE)
+        assert_claim(claims.LMC_ERROR)
     assert said()["xfail"] == []
+    del evidence.setting.findings["lmc-error"]
 
 
 @planted(GOOD)
