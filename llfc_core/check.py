@@ -113,7 +113,6 @@ def measure_row(
     with untouched_randomness():
         return measure_pairs(
             named,
-            loss=row.first.loss,
             alphas=row.first.alphas,
             layers=row.first.layers,
             device=row.first.device if device is None else device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ class Named:
             A before any training, and early in it.
     batches
         ``(inputs, labels)``, as `llfc_core.metrics.measure` has them; gone through for each pair.
+    loss, guessing
+        As `llfc_core.metrics.measure` has them.
     modes
         Keys of the modes, where they and the name say all about the pair.
     """
@@ -57,6 +60,8 @@ class Named:
     pair: ModePair
     batches: Iterable[tuple[Tensor, Tensor]]
     modes: tuple[str, ...] = ()
+    loss: Loss | None = None
+    guessing: float = math.nan
 
     def inputs(self, count: int) -> Tensor:
         """The first ``count`` inputs, or all if there are fewer."""
@@ -71,7 +76,6 @@ class Named:
 def measure_pairs(
     pairs: Sequence[Named],
     *,
-    loss: Loss | None = None,
     alphas: Sequence[float] = ALPHAS,
     layers: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
@@ -80,8 +84,8 @@ def measure_pairs(
 ) -> dict[str, list[Measurement]]:
     """Measure pairs, each in one pass over its data; by name, in the order they came.
 
-    Their modules are copied and never changed. ``loss``, ``alphas``, ``layers``, ``device`` are
-    those of `llfc_core.metrics.measure`, which says what it raises.
+    Their modules are copied and never changed. ``alphas``, ``layers`` and ``device``
+    are those of `llfc_core.metrics.measure`, which says what it raises.
 
     Parameters
     ----------
@@ -102,7 +106,8 @@ def measure_pairs(
         result = measure(
             replace(which.pair, module=copy.deepcopy(which.pair.module)),
             which.batches,
-            loss=loss,
+            loss=which.loss,
+            guessing=which.guessing,
             alphas=alphas if at_output or parts is PARTS else (),  # () is the ends alone
             layers=[] if at_output else layers,
             parts=parts,

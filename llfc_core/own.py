@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
@@ -21,7 +22,7 @@ from llfc_core import claims
 from llfc_core.batchnorm import reestimate_statistics
 from llfc_core.claims import Claim
 from llfc_core.evidence import Named
-from llfc_core.features import Layer, Taps
+from llfc_core.features import Layer, Taps, flatten
 from llfc_core.matching import METHODS, derive_spec, match
 from llfc_core.metrics import ALPHAS
 from llfc_core.metrics.measure import Loss
@@ -194,7 +195,26 @@ class OwnPair:
             if "initial" in states:
                 initial, early = states["initial"], states["early"]
                 pairs["untrained"] = ModePair("untrained", network, initial, early)
-        return [Named(name, pair, self.batches) for name, pair in pairs.items()], facts
+        guessing = math.nan if self.loss is None else self._guessing(network, a)
+        return [
+            Named(name, pair, self.batches, loss=self.loss, guessing=guessing)
+            for name, pair in pairs.items()
+        ], facts
+
+    def _guessing(self, network: nn.Module, a: State) -> float:
+        """The loss of an output that knows nothing of the input: the mean of A's."""
+        assert self.loss is not None
+        network.load_state_dict(dict(a))
+        device, count, total = _device(a), 0, torch.zeros((), dtype=torch.float64)
+        with torch.no_grad():
+            for x, _ in self.batches:
+                output = network(x.to(device))
+                count, total = count + len(x), total.to(device) + output.double().sum(dim=0)
+            guess, loss = (total / count).to(output.dtype), 0.0
+            for x, y in self.batches:
+                constant = guess.expand(len(x), *guess.shape)
+                loss += float(flatten(self.loss(constant, y.to(device))).double().mean(1).sum())
+        return loss / count
 
     def _reestimated(self, pair: ModePair, alpha: float) -> State:
         inputs = (x for x, _ in self.training_batches)

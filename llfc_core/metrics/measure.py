@@ -60,6 +60,7 @@ def measure(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     loss: Loss | None = None,
+    guessing: float = math.nan,
     alphas: Sequence[float] = ALPHAS,
     layers: Sequence[str] | None = None,
     parts: Collection[Part] = PARTS,
@@ -76,6 +77,8 @@ def measure(
         In place of cross-entropy, for what is no classification: given the outputs of a batch and
         its labels, which may then be any tensor, the loss of each data point ``(n,)``, or
         ``(n, …)`` to be averaged. Errors, and those of stitched networks, are NaN then.
+    guessing
+        What ``loss`` is of outputs that know nothing of the inputs.
     alphas
         Values of α in [0, 1]; 0, 1 are added if missing.
     layers
@@ -126,11 +129,15 @@ def measure(
         values=values,
         constants={
             "weights": weights,
+            "guessing": np.array(
+                [math.log(one_pass.classes) if loss is None else guessing], dtype=np.float64
+            ),
             **one_pass.ranks(),
         },
         distance=weight_distance(one_pass.a, one_pass.b),
         classes=one_pass.classes,
         relus=tuple(name for name in one_pass.taps.names if name in one_pass.relus),
+        dims=tuple(one_pass.dims[name] for name in one_pass.taps.names),
     )
 
 
@@ -202,6 +209,7 @@ class _Pass:
             if "commutativity" in parts
         }
         self._commuting = {name: self.linear[name] for name in self.commutativity}
+        self.dims: dict[str, int] = {}
         self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self._states: dict[float, Mapping[str, Tensor]] = {}
@@ -327,6 +335,7 @@ class _Pass:
                 )
             found.post[name] = layer.post.clone()
             x, y = flatten(a.post[name]), flatten(layer.post)
+            self.dims[name] = y.shape[1]
             ends = both.ends[name] = Dots.of(x, y)
             self.finite &= (ends.aa + ends.bb).isfinite().all()
             if "ranks" in self.parts and x.shape[1] <= GRAM_UP_TO:

@@ -53,6 +53,8 @@ class Measurement:
 
         ``weights`` (M, 3)
             The sums behind Dist_W.
+        ``guessing`` (1,)
+            The loss of guessing: ln classes, or what was given with the loss.
         ``stable_rank``, ``weight_rank`` (M, 2)
             Stable rank of W⁽ℓ⁾, and `rank_share` of its singular values, of A and of B.
         ``feature_rank`` (L, 2)
@@ -63,6 +65,8 @@ class Measurement:
         The number of logits; 0 without classification.
     relus
         The layers that end in a ReLU.
+    dims
+        How many coordinates each of the ``layers`` has for a data point.
     """
 
     link: str
@@ -74,6 +78,7 @@ class Measurement:
     distance: float
     classes: int
     relus: tuple[str, ...]
+    dims: tuple[int, ...]
 
     @property
     def n(self) -> int:
