@@ -1,7 +1,7 @@
 """Regression: a number that depends on sixteen others, judged by its squared error.
 
-    pytest phenomena/ --modes examples/regression.py:pair
-    python -m llfc_core check examples/regression.py:pair
+pytest phenomena/ --modes examples/regression.py:pair
+python -m llfc_core check examples/regression.py:pair
 """
 
 import copy

@@ -12,7 +12,15 @@ from llfc_core.claims import Claim, Judged, Verdict, judge_row
 from llfc_core.evidence import Named, measure_pairs
 from llfc_core.machine import cores
 from llfc_core.metrics import Measurement
-from llfc_core.own import Data, OwnPair, OwnPairError, OwnRow, Weights, untouched_randomness
+from llfc_core.own import (
+    Data,
+    OwnPair,
+    OwnPairError,
+    OwnRow,
+    Weights,
+    one_line,
+    untouched_randomness,
+)
 from llfc_core.report import claims_table
 
 
@@ -186,7 +194,8 @@ def collect(target: Callable[[], Any], id: str, **options: Any) -> OwnRow:
         with untouched_randomness():
             returned = target()
     except Exception as error:
-        raise OwnPairError(f"{_name(target)} raised {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise OwnPairError(f"{_name(target)} raised {what}") from error
     found = returned if isinstance(returned, list) else [returned]
     return OwnRow(id, tuple(_pair(target, one, options) for one in found))
 

@@ -239,10 +239,14 @@ def feature_rank(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 
 
 def lemma1_ratio(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
-    """max_α Err(θ_α) / 2ε with ε the larger of A's and B's errors: ``(…, 1)`` (Lemma 1)."""
+    """max_α Err(θ_α) / 2ε with ε the larger of A's and B's errors: ``(…, 1)`` (Lemma 1).
+
+    ½ where there is no error at all, as for any flat one.
+    """
     ends = np.maximum(means["error"][..., :1], means["error"][..., -1:])
+    worst = means["error"].max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return means["error"].max(axis=-1, keepdims=True) / (2 * ends)
+        return np.where(worst == 0, 0.5, worst / (2 * ends))
 
 
 # ---- the claims ---------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llfc_core.own import OwnPairError, one_line
+from llfc_core.check import collect
+from llfc_core.data import load_dataset
+from llfc_core.own import OwnPairError, OwnRow, one_line, untouched_randomness
 
 # Under which other names than its own a checkpoint may hold the state dict.
 WITHIN = ("state_dict", "model_state_dict", "model")
@@ -46,9 +49,7 @@ def resolve(target: str, folder: Path | None = None) -> Callable[..., Any]:
     except OwnPairError:
         raise
     except Exception as error:
-        raise OwnPairError(
-            f"importing {place} raised {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise OwnPairError(f"importing {place} raised {_what(error)}") from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -127,23 +128,101 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def checkpoints(a: Path, b: Path, net: str, folder: Path | None = None) -> dict[str, Any]:
-    """``a``, ``b`` and ``module`` of `llfc_core.own.OwnPair`, from files and a ``module:callable``.
+def own_rows(
+    targets: Sequence[str],
+    checkpoints: tuple[Path | None, Path | None, str | None] = (None, None, None),
+    *,
+    own_data: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    download: bool = False,
+    match: str | None = None,
+    folder: Path | None = None,
+) -> tuple[OwnRow, ...]:
+    """The rows that a command line names.
 
-    Raises OwnPairError as `resolve` and `load_checkpoint` do, and if ``net`` makes no module.
+    Parameters
+    ----------
+    targets
+        As `resolve` has them, each a function as `llfc_core.check.collect` takes it.
+    checkpoints
+        Files of A and of B, and the network they are weights of: one more row.
+    own_data, data
+        Of the checkpoints: a function that returns data, or the name of a data set; with it
+        ``data_dir`` and ``download`` as of `llfc_core.data.load_dataset`.
+    match
+        Of all rows: `llfc_core.own.OwnPair.match`.
+    folder
+        What paths and modules are relative to; by default the current one.
+
+    Raises
+    ------
+    OwnPairError, llfc_core.data.DataError
+        A mistake; the message says in which option, in one line.
     """
-    make = resolve(net, folder)
+    folder = Path.cwd() if folder is None else folder
+    more = {} if match is None else {"match": match}
+    rows = []
+    for target in targets:
+        with _saying(target):
+            rows.append(collect(resolve(target, folder), _row_id(target), **more))
+    a, b, net = checkpoints
+    if a is not None or b is not None or net is not None:
+        if a is None or b is None or net is None:
+            raise OwnPairError("checkpoints: give --mode-a, --mode-b and --net")
+        with _saying(f"--mode-a {a} --mode-b {b}"):
+            given = _from_checkpoints(folder / a, folder / b, net, folder)
+        with _saying("--data, --own-data"):
+            if (own_data is None) == (data is None):
+                raise OwnPairError("give the data of --mode-a, --mode-b by one of these")
+            if own_data is not None:
+                given["data"] = _called(own_data, folder)
+            else:
+                assert data is not None
+                found = load_dataset(data, data_dir=data_dir, download=download)
+                given["data"] = found.normalise(found.test.images), found.test.labels
+        with _saying(f"--mode-a {a} --mode-b {b}"):
+            rows.append(collect(lambda: given, f"{a.stem}~{b.stem}", **more))
+    elif own_data is not None or (targets and data is not None):
+        raise OwnPairError("--data, --own-data: only for --mode-a and --mode-b")
+    elif match is not None and not targets:
+        raise OwnPairError("--match: only for networks of your own")
+    ids = [row.id for row in rows]
+    for id in ids:
+        if ids.count(id) > 1:
+            raise OwnPairError(f"two rows would be named {id}")
+    return tuple(rows)
+
+
+@contextmanager
+def _saying(option: str) -> Iterator[None]:
     try:
-        with torch.random.fork_rng(devices=[]):
-            module = make()
+        yield
+    except OwnPairError as error:
+        raise OwnPairError(f"{option}: {one_line(error)}") from error
+
+
+def _called(target: str, folder: Path) -> Any:
+    make = resolve(target, folder)
+    try:
+        with untouched_randomness():
+            return make()
     except Exception as error:
-        raise OwnPairError(f"{net}() raised {type(error).__name__}: {one_line(error)}") from error
+        raise OwnPairError(f"{target}() raised {_what(error)}") from error
+
+
+def _what(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _from_checkpoints(a: Path, b: Path, net: str, folder: Path) -> dict[str, Any]:
+    module = _called(net, folder)
     if not isinstance(module, nn.Module):
         raise OwnPairError(f"{net}() returned a {type(module).__name__}, not a module")
     return {"a": load_checkpoint(a), "b": load_checkpoint(b), "module": module.eval()}
 
 
-def row_id(target: str) -> str:
+def _row_id(target: str) -> str:
     """A short name for tables and tests: folders and ``.py`` left out."""
     place, _, name = target.rpartition(":")
     return f"{Path(place).stem if place.endswith('.py') else place}:{name}"
