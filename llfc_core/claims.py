@@ -697,7 +697,7 @@ def judge_row(
     if missing := lacking(claim, on):
         return Judged(claim, _not_run(claim, missing))
     if control:
-        verdict = judge(claim, pairs[control], pairs["independent"])
+        verdict = judge(claim, pairs[control], pairs.get("independent", ()))
         return Judged(claim, verdict, row.findings.get(f"{claim.name} on {control}", ""))
     verdict = judge(claim, pairs[claim.pairs], pairs.get("independent", ()))
     for required in map(row.claim, claim.premise):

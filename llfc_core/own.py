@@ -402,7 +402,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._source:
-            yield _checked_batch(batch)
+            x, y = _checked_batch(batch)
+            if len(x):
+                yield x, y
 
 
 def _checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -425,8 +427,7 @@ def _checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
 
 def _first(batches: Batches, what: str) -> tuple[Tensor, Tensor]:
     """The first batch; the whole is refused if it is empty, or comes otherwise a second time."""
-    found = [next((b for b in batches if len(b[0])), None) for _ in range(2)]
-    one, again = found
+    one, again = (next(iter(batches), None) for _ in range(2))
     if one is None or again is None:
         raise OwnPairError(f"{what} is empty")
     if not all(torch.equal(p, q) for p, q in zip(one, again, strict=True)):
