@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -203,7 +203,7 @@ def collect(target: Callable[[], Any], id: str, **options: Any) -> OwnRow:
 def _pair(target: Callable[[], Any], returned: Any, options: dict[str, Any]) -> OwnPair:
     given = returned
     if isinstance(given, OwnPair):
-        given = vars(given)
+        given = {f.name: getattr(given, f.name) for f in fields(OwnPair)}
     elif isinstance(given, tuple) and len(given) == 3:
         given = dict(zip(("a", "b", "data"), given, strict=True))
     if not isinstance(given, dict) or not {"a", "b", "data"} <= given.keys():

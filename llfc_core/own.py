@@ -488,23 +488,20 @@ def _check_modes(pair: OwnPair) -> None:
     if not any(isinstance(m, nn.Module) for m in (pair.module, pair.a, pair.b)):
         raise OwnPairError("A and B are state dicts: give the module that they are weights of")
     own, states = pair.network.state_dict(), pair.states
-    for which, state in states.items():
-        _check_names(which.upper() if len(which) == 1 else which, state, own)
-        try:
-            check_states(pair.network, states["a"], state)
-        except ValueError as error:
-            # It is checked beside A, and called B.
-            text = (
-                str(error)
-                .replace("mode B", f"mode {which.upper()}")
-                .replace(" in B", f" in {which.upper()}")
-            )
-            raise OwnPairError(text) from None
     devices = sorted({str(v.device) for state in states.values() for v in state.values()})
     if len(devices) > 1:
         raise OwnPairError(f"the modes are on several devices: {', '.join(devices)}")
     if not devices:
         raise OwnPairError("the networks have no weights")
+    for key, state in states.items():
+        which = key.upper() if len(key) == 1 else key
+        _check_names(which, state, own)
+        try:
+            check_states(pair.network, states["a"], state)
+        except ValueError as error:
+            # It is checked beside A, and called B.
+            text = str(error).replace("mode B", f"mode {which}").replace(" in B", f" in {which}")
+            raise OwnPairError(text) from None
     for name, value in states["a"].items():
         if value.is_complex() or value.dtype in (torch.float16, torch.bfloat16):
             raise OwnPairError(
