@@ -35,7 +35,7 @@ def parametrize_with_claims(pairs: Sequence[Callable[[], Any]]) -> pytest.MarkDe
 
     Raises
     ------
-    pytest.UsageError
+    pytest.Collector.CollectError
         A pair with a mistake in it: one line says which.
     """
     parameters = []
@@ -44,7 +44,7 @@ def parametrize_with_claims(pairs: Sequence[Callable[[], Any]]) -> pytest.MarkDe
         try:
             row = collect(target, name)
         except OwnPairError as error:
-            raise pytest.UsageError(f"{name}: {error}") from error
+            raise pytest.Collector.CollectError(f"{name}: {error}") from error
         verdicts = cache(partial(check_row, row))
         for question, _, _ in questions(row):
             known = row.findings.get(question)

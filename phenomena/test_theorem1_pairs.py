@@ -37,8 +37,10 @@ def test_theorem1_bound_holds(bounds, link, record_numbers):
     if not bounds[link]:
         pytest.skip(f"no {link} pair")
     for bound in bounds[link]:
-        assert bool((bound.error <= bound.one_step * ROUNDING).all())
-        assert bool((bound.one_step <= bound.unrolled * ROUNDING).all())
+        # Where no unit changes its sign the bound of the first layer is exactly 0.
+        slack = (ROUNDING - 1) * bound.target
+        assert bool((bound.error <= bound.one_step * ROUNDING + slack).all())
+        assert bool((bound.one_step <= bound.unrolled * ROUNDING + slack).all())
     # How tight: norms over the images, the mean over pairs and α, per layer.
     ratios = {
         name: torch.stack(
