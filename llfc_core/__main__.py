@@ -1,6 +1,7 @@
-"""Commands: the store of trained modes, and the report of a run.
+"""Commands: the store of trained modes, claims on networks of your own, and the report of a run.
 
 ``python -m llfc_core modes``: what the store holds; check it, or remove from it.
+``python -m llfc_core check``: judge the claims on networks of your own.
 ``python -m llfc_core report``: draw the page of a ``results.json`` again, or compare two of them.
 """
 
@@ -12,16 +13,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llfc_core.check import check_row
+from llfc_core.data import DATASETS, DataError
+from llfc_core.matching import METHODS
+from llfc_core.own import OwnPairError, one_line
 from llfc_core.report import ResultsError, read_results
 from llfc_core.store import CorruptEntry, Store, StoreError
 from llfc_core.store.entry import read_entry, read_manifest
+from llfc_core.targets import own_rows
 from llfc_core.training import cache_dir
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status.
 
-    0 well; 1 something is corrupt, or a verdict changed; 2 bad usage.
+    0: well. 1: something in the store is corrupt, a verdict is unexpected, or one changed. 2: bad
+    usage.
     """
     parser = argparse.ArgumentParser(
         prog="python -m llfc_core",
@@ -35,6 +42,20 @@ def main(arguments: list[str] | None = None) -> int:
     modes.add_argument(
         "--remove", nargs="+", metavar="KEY", help="remove modes by the start of their keys, or all"
     )
+    check = commands.add_parser("check", help="judge the claims on networks of your own")
+    check.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="mypkg.zoo:pair or file.py:pair, a function that returns (a, b, data) or a dict",
+    )
+    check.add_argument("--mode-a", type=Path, metavar="FILE", help="checkpoint of A:")
+    check.add_argument("--mode-b", type=Path, metavar="FILE", help=".safetensors or .pt")
+    check.add_argument("--net", metavar="TARGET", help="their network: torchvision.models:resnet18")
+    check.add_argument("--own-data", metavar="TARGET", help="a function that returns their data")
+    check.add_argument("--data", choices=DATASETS, help="or the test set of this")
+    check.add_argument("--match", choices=list(METHODS), help="permute B towards A first")
+    check.add_argument("--device", help="cpu, cuda, …; by default where the weights are")
     report = commands.add_parser("report", help="draw a report again, or compare two results")
     report.add_argument(
         "results", nargs="?", type=Path, help="results.json, or the folder that has it"
@@ -46,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", type=Path, metavar="DIR", help="where the page goes (default: beside results.json)"
     )
     options = parser.parse_args(arguments)
+    if options.command == "check":
+        return _check(options)
     if options.command == "report":
         if (options.results is None) == (options.compare is None):
             report.error("name one results.json, or two after --compare")
@@ -87,6 +110,31 @@ def _compare(a: Path, b: Path, folder: Path | None) -> int:
     if folder is not None:
         print(write_comparison(*results, (str(a), str(b)), folder))
     return 1 if comparison.changed else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print the table of each row; 1 where something is not as the paper, or the row, has it."""
+    status = 0
+    try:
+        rows = own_rows(
+            options.targets,
+            checkpoints=(options.mode_a, options.mode_b, options.net),
+            own_data=options.own_data,
+            data=options.data,
+            match=options.match,
+        )
+        if not rows:
+            raise OwnPairError("nothing to check: name a function, mypkg.zoo:pair, or checkpoints")
+        for row in rows:
+            verdicts = check_row(row, options.device)
+            print(verdicts)
+            for name in verdicts.unexpected:
+                status = 1
+                print(f"\n{verdicts.explain(name)}")
+    except (OwnPairError, DataError, ValueError) as error:
+        print(one_line(error), file=sys.stderr)
+        return 2
+    return status
 
 
 def _list(store: Store, verify: bool) -> int:

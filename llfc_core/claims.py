@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from llfc_core.metrics.bootstrap import Estimate, Means, Statistic, compare, est
 from llfc_core.metrics.commutativity import Distances, distances
 from llfc_core.metrics.measurement import Measurement
 
-Status = Literal["holds", "rejected", "vacuous", "no premise"]
+Status = Literal["holds", "rejected", "vacuous", "no premise", "not run"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Claim:
         Why the bound is where it is. Chosen on trial pairs, of other seeds than those judged.
     judged
         What the statistic's last axis runs over: "layers", of which all, the "hidden" ones or the
-        "output" are judged, or of the hidden ones those that "cut" the network in two or are
-        narrow enough to be "ranked"; the "linear" maps, of which the first is left out as its input
-        is the data (Appendix B.3); the "weights" of all maps but the last; or one number for the
-        "network".
+        "output" are judged, or of the hidden ones those that end in a "ReLU", "cut" the network in
+        two or are narrow enough to be "ranked"; the "linear" maps, of which the first is left out
+        as its input is the data (Appendix B.3); the "weights" of all maps but the last; or one
+        number for the "network".
     pairs
         Which pairs of a setting it speaks of: the linked ones, those with BatchNorm's statistics
         estimated anew between A and B, or a mode and itself earlier in its training.
@@ -53,6 +53,8 @@ class Claim:
         on the linked pairs, or their difference: one for each method named.
     look_at
         What to look at first when it is rejected.
+    premise
+        Claims that must hold on the pairs for this one to mean anything.
     """
 
     name: str
@@ -65,12 +67,13 @@ class Claim:
     reason: str
     look_at: str
     judged: Literal[
-        "layers", "hidden", "cut", "ranked", "output", "linear", "weights", "network"
+        "layers", "hidden", "ReLU", "cut", "ranked", "output", "linear", "weights", "network"
     ] = "layers"
     pairs: Literal["linked", "re-estimated", "training"] = "linked"
     against_independent: bool = False
     against: tuple[str, ...] = ()
     by: Literal["ratio", "difference"] = "ratio"
+    premise: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ def error_barrier(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 def loss_barrier(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
     """Loss barrier in nats (Frankle et al. 2020)."""
     return barrier(means, alphas, "loss")
+
+
+def loss_barrier_share(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
+    """Loss barrier over what A and B gain on guessing: ``(…, 1)``, of any loss; NaN for no gain."""
+    gain = means["guessing"] - (means["loss"][..., :1] + means["loss"][..., -1:]) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gain > 0, loss_barrier(means, alphas) / gain, np.nan)
 
 
 def worst_cosine(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
@@ -249,10 +259,14 @@ def farthest_from_llfc(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 
 
 def lemma1_ratio(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
-    """max_α Err(θ_α) / 2ε with ε the larger of A's and B's errors: ``(…, 1)`` (Lemma 1)."""
+    """max_α Err(θ_α) / 2ε with ε the larger of A's and B's errors: ``(…, 1)`` (Lemma 1).
+
+    ½ where there is no error at all, as for any flat one.
+    """
     ends = np.maximum(means["error"][..., :1], means["error"][..., -1:])
+    worst = means["error"].max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return means["error"].max(axis=-1, keepdims=True) / (2 * ends)
+        return np.where(worst == 0, 0.5, worst / (2 * ends))
 
 
 # ---- the claims ---------------------------------------------------------------------------------
@@ -300,6 +314,8 @@ LMC_REESTIMATED = tuple(
     for claim in (LMC_ERROR, LMC_LOSS)
 )
 
+LMC = (LMC_ERROR, LMC_LOSS)
+
 LLFC_COSINE = Claim(
     name="llfc-cosine",
     source="Def. 2, Fig. 2, 8",
@@ -313,6 +329,7 @@ LLFC_COSINE = Claim(
         "below 0.025."
     ),
     look_at="the layer marked, its coef_α, and whether the pair is linearly connected at all",
+    premise=LMC,
 )
 
 LLFC_CONTRAST = Claim(
@@ -329,6 +346,7 @@ LLFC_CONTRAST = Claim(
         "there at least."
     ),
     look_at="the layer marked; E[1 − cosine_{A,B}] near 0 there means there is nothing to compare",
+    premise=LMC,
 )
 
 NOT_ALIGNED = Claim(
@@ -345,6 +363,7 @@ NOT_ALIGNED = Claim(
     ),
     look_at="the learning rate and the number of steps: the pair has hardly moved apart",
     judged="hidden",
+    premise=LMC,
 )
 
 NOT_ALIGNED_OUTPUT = replace(
@@ -368,6 +387,7 @@ LLFC_COEF = Claim(
         "second layer on, the other known way to LMC (arXiv 2510.08023)."
     ),
     look_at="whether coef_½ falls as 2^(1−ℓ) with depth",
+    premise=LMC,
 )
 
 CO_OCCURRENCE = Claim(
@@ -381,6 +401,7 @@ CO_OCCURRENCE = Claim(
     reason="Trial pairs: 5 or more in every layer; the first layer, nearest to the data, is least.",
     look_at="the first layer: it differs least between linked and independent pairs",
     against_independent=True,
+    premise=LMC,
 )
 
 WEAK_ADDITIVITY = Claim(
@@ -396,7 +417,8 @@ WEAK_ADDITIVITY = Claim(
         "0.13 or more in their first."
     ),
     look_at="the layer marked: the share of units whose pre-activations differ in sign",
-    judged="hidden",
+    judged="ReLU",
+    premise=LMC,
 )
 
 WEAK_ADDITIVITY_CO_OCCURRENCE = replace(
@@ -425,6 +447,7 @@ COMMUTATIVITY = Claim(
     ),
     look_at="ρ, which says how much of it is owed to small differences alone",
     judged="linear",
+    premise=LMC,
 )
 
 COMMUTATIVITY_CO_OCCURRENCE = Claim(
@@ -439,6 +462,7 @@ COMMUTATIVITY_CO_OCCURRENCE = Claim(
     look_at="Dist_W and Dist_H of both: Dist_com of unrelated modes is about Dist_H",
     judged="linear",
     against_independent=True,
+    premise=LMC,
 )
 
 COMMUTATIVITY_RHO = Claim(
@@ -455,6 +479,7 @@ COMMUTATIVITY_RHO = Claim(
     reason="1 is the value for ΔW and ΔH unrelated to W, H and each other; unrelated modes have 2.",
     look_at="the alignment of ΔW's rows with ΔH: above 1 they have grown towards each other",
     judged="linear",
+    premise=LMC,
 )
 
 MATCHING_W = Claim(
@@ -586,6 +611,7 @@ STITCHING = Claim(
     reason="Trial pairs: 1.7 points or less; pairs trained apart, 65 points or more.",
     look_at="the layer marked; early layers are stitched with the largest penalty",
     judged="cut",
+    premise=LMC,
 )
 
 LEMMA1 = Claim(
@@ -599,6 +625,7 @@ LEMMA1 = Claim(
     reason="The lemma's own bound. ½ is a flat error.",
     look_at="llfc-cosine at the output: the lemma speaks of pairs whose logits interpolate",
     judged="network",
+    premise=LMC,
 )
 
 STABLE_RANK = Claim(
@@ -643,7 +670,6 @@ LOW_RANK_FEATURES = Claim(
     pairs="training",
 )
 
-LMC = (LMC_ERROR, LMC_LOSS)
 LLFC = (
     LLFC_COSINE,
     LLFC_CONTRAST,
@@ -666,6 +692,31 @@ MATCHERS = (
     MATCHER_LMC_ERROR,
 )
 ALL = (*LMC, *LLFC, *ADDITIVITY, *COMMUTATION, STITCHING, LEMMA1, *LOW_RANK)
+
+_OF_LINKED = tuple(c for c in ALL if c.pairs == "linked")
+# By control, the claims that must be rejected on it. Pairs trained apart differ even more than
+# linked ones: they are no control for "A and B differ".
+CONTROLS: dict[str, tuple[Claim, ...]] = {
+    "independent": tuple(c for c in _OF_LINKED if c not in (NOT_ALIGNED, NOT_ALIGNED_OUTPUT)),
+    "independent re-estimated": LMC_REESTIMATED,
+    "shuffled": _OF_LINKED,
+    "random": MATCHING,
+    "untrained": LOW_RANK,
+}
+
+# In place of LMC_LOSS where the loss is not cross-entropy, and its unit says nothing.
+LMC_OWN_LOSS = replace(
+    LMC_LOSS,
+    statement="the test loss along the line between A and B is nearly constant, as a share of what "
+    "they gain on guessing",
+    statistic=loss_barrier_share,
+    bound=0.02,
+    unit="of the gain",
+    reason=(
+        "The bound of cross-entropy, 0.05 nats, is 2% of the 2.3 nats that guessing one of ten "
+        "classes has."
+    ),
+)
 
 # Below this mean over hidden layers of E[1 − cosine_{A,B}] a pair has hardly moved apart: three
 # times what shuffled steps do, a third of what trial pairs did.
@@ -752,6 +803,77 @@ def _against(
     )
 
 
+class Row(Protocol):
+    """What is known beforehand of the networks that claims are judged on.
+
+    ``findings``: claims known not to hold there, with the explanation; "<claim> on <control>" for a
+    control that cannot reject it. ``claim``: a claim with the bound that it has there.
+    """
+
+    @property
+    def findings(self) -> Mapping[str, str]: ...
+
+    def claim(self, claim: Claim) -> Claim: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim as a row has it, its verdict, and what was known of it beforehand.
+
+    ``failing``: the premise that does not hold, as the row has it, and its verdict.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    finding: str = ""
+    failing: tuple[Claim, Verdict] | None = None
+
+
+def judge_row(
+    row: Row, pairs: Mapping[str, Sequence[Measurement]], claim: Claim, control: str = ""
+) -> Judged:
+    """Judge a claim on a row's pairs, by name, or on the pairs that are its ``control``.
+
+    Without a verdict ("not run") where something is `lacking`; and ("no premise") where a claim
+    does not hold that this one presupposes. Premises that cannot be judged do not count.
+    """
+    claim = row.claim(claim)
+    on = {**pairs, claim.pairs: pairs[control]} if control else pairs
+    if missing := lacking(claim, on):
+        return Judged(claim, _not_run(claim, missing))
+    if control:
+        verdict = judge(claim, pairs[control], pairs.get("independent", ()), rivals=pairs)
+        return Judged(claim, verdict, row.findings.get(f"{claim.name} on {control}", ""))
+    verdict = judge(claim, pairs[claim.pairs], pairs.get("independent", ()), rivals=pairs)
+    for required in map(row.claim, claim.premise):
+        if not lacking(required, pairs):
+            first = judge(required, pairs["linked"], pairs.get("independent", ()))
+            if not first.holds:
+                verdict = replace(verdict, status="no premise")
+                known = row.findings.get(required.name, "")
+                return Judged(claim, verdict, known, (required, first))
+    return Judged(claim, verdict, row.findings.get(claim.name, ""))
+
+
+def _not_run(claim: Claim, why: str) -> Verdict:
+    return Verdict(
+        claim=claim.name,
+        source=claim.source,
+        link="",
+        status="not run",
+        value=math.nan,
+        low=math.nan,
+        high=math.nan,
+        bound=claim.bound,
+        at_most=claim.at_most,
+        unit=claim.unit,
+        layer="",
+        layers={},
+        pairs=0,
+        note=why,
+    )
+
+
 def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], list[int]]:
     """Names along the statistic's last axis, and the indices of those that are judged."""
     if claim.judged == "network":
@@ -759,22 +881,60 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     maps = claim.judged in ("linear", "weights")
     names = measurement.linear if maps else measurement.layers
     indices = list(range(len(names)))
-    if claim.judged in ("hidden", "cut", "ranked", "weights"):
+    if claim.judged in ("hidden", "ReLU", "cut", "ranked", "weights"):
         indices = indices[:-1]
     # What the network's shape leaves undefined is no failing of the pair.
     if claim.judged == "cut":
         indices = [
             i for i in indices if not np.isnan(measurement.values["stitched_error"][i]).all()
         ]
+    elif claim.judged == "ReLU":
+        indices = [i for i in indices if names[i] in measurement.relus]
     elif claim.judged == "ranked":
         indices = [i for i in indices if not np.isnan(measurement.constants["feature_rank"][i, 0])]
     if claim.judged == "output":
         indices = indices[-1:]
     elif claim.judged == "linear":
         indices = indices[1:]
+    if claim.statistic in _OF_FEATURES:  # of single numbers: signs, and ratios of what may be 0
+        indices = [i for i in indices if measurement.dims[i] > 1]
     if not indices:
         raise ValueError(f"the network has no {claim.judged} layers to judge {claim.name!r} on")
     return names, indices
+
+
+def lacking(claim: Claim, pairs: Mapping[str, Sequence[Measurement]]) -> str:
+    """What is missing for a claim to be judged on ``pairs``, in a few words; empty if nothing is.
+
+    ``pairs``: measurements by the names that `Claim.pairs` has, and "independent".
+    """
+    if not pairs.get(claim.pairs):
+        return _MISSING[claim.pairs]
+    if claim.against_independent and not pairs.get("independent"):
+        return _MISSING["independent"]
+    if missing := [name for name in claim.against if not pairs.get(name)]:
+        return f"no pair matched by {missing[0]}"
+    measured = pairs[claim.pairs][0]
+    if claim.statistic in _OF_ERRORS and np.isnan(measured.values["error"]).all():
+        return "no classification"
+    try:
+        _judged(claim, measured)
+    except ValueError:
+        which = {"cut": "layer that cuts the network in two", "ranked": "layer narrow enough"}
+        which |= {"linear": "linear map behind the first", "ReLU": "hidden layer with a ReLU"}
+        which |= {"output": "output of several numbers"}
+        return f"no {which.get(claim.judged, f'{claim.judged} layer')}"
+    return ""
+
+
+_OF_ERRORS = (error_barrier, stitching_penalty, lemma1_ratio)
+_OF_FEATURES = (worst_cosine, cosine_at_half, cosine_ab, cosine_contrast, worst_coef)
+_MISSING = {
+    "linked": "no pair",
+    "re-estimated": "no running statistics",
+    "training": "no earlier checkpoint of A",
+    "independent": "no independent pair",
+}
 
 
 def vacuous(
@@ -788,12 +948,18 @@ def vacuous(
     """
     for m in pairs:
         means = m.means()
-        guessing = 1 - 1 / m.classes
-        error = float(means["error"][0, -1])
-        if of != "training":
-            error = max(error, float(means["error"][0, 0]))
-        if error > (1 - ACCURATE) * guessing:
-            return f"a mode has {100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
+        if m.classes:
+            guessing = 1 - 1 / m.classes
+            error = float(means["error"][0, -1])
+            if of != "training":
+                error = max(error, float(means["error"][0, 0]))
+            if error > (1 - ACCURATE) * guessing:
+                shares = f"{100 * error:.0f}% error, and guessing has {100 * guessing:.0f}%"
+                return f"a mode has {shares}"
+        elif of != "training":
+            loss, guessing = float(means["loss"][0, [0, -1]].max()), float(means["guessing"][0, 0])
+            if loss >= guessing:
+                return f"a mode's loss is {loss:.3g}, and that of guessing {guessing:.3g}"
         if of == "training":
             continue
         if m.distance == 0:

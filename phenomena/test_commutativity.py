@@ -14,4 +14,4 @@ from llfc_core import claims
 
 @pytest.mark.parametrize("claim", claims.COMMUTATION, ids=lambda c: c.name)
 def test_commutativity(claim, assert_claim):
-    assert_claim(claim, premise=claims.LMC)
+    assert_claim(claim)

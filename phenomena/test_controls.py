@@ -11,30 +11,27 @@ import pytest
 
 from llfc_core import claims
 
-OF_LINKED = tuple(c for c in claims.ALL if c.pairs == "linked")
-# Trained-apart pairs differ even more than linked ones: they are no control for "A and B differ".
-OF_CONNECTION = tuple(
-    c for c in OF_LINKED if c not in (claims.NOT_ALIGNED, claims.NOT_ALIGNED_OUTPUT)
-)
 
-
-@pytest.mark.parametrize("claim", OF_CONNECTION, ids=lambda c: c.name)
+@pytest.mark.independent
+@pytest.mark.parametrize("claim", claims.CONTROLS["independent"], ids=lambda c: c.name)
 def test_independent(claim, assert_rejected):
     assert_rejected(claim, "independent")
 
 
 @pytest.mark.batchnorm
-@pytest.mark.parametrize("claim", claims.LMC_REESTIMATED, ids=lambda c: c.name)
+@pytest.mark.independent
+@pytest.mark.parametrize("claim", claims.CONTROLS["independent re-estimated"], ids=lambda c: c.name)
 def test_independent_reestimated(claim, assert_rejected):
     assert_rejected(claim, "independent re-estimated")
 
 
 @pytest.mark.shuffled
-@pytest.mark.parametrize("claim", OF_LINKED, ids=lambda c: c.name)
+@pytest.mark.parametrize("claim", claims.CONTROLS["shuffled"], ids=lambda c: c.name)
 def test_shuffled(claim, assert_rejected):
     assert_rejected(claim, "shuffled")
 
 
-@pytest.mark.parametrize("claim", claims.LOW_RANK, ids=lambda c: c.name)
+@pytest.mark.untrained
+@pytest.mark.parametrize("claim", claims.CONTROLS["untrained"], ids=lambda c: c.name)
 def test_untrained(claim, assert_rejected):
     assert_rejected(claim, "untrained")

@@ -7,4 +7,4 @@ from llfc_core import claims
 
 
 def test_lemma1_pairs(assert_claim):
-    assert_claim(claims.LEMMA1, premise=claims.LMC)
+    assert_claim(claims.LEMMA1)

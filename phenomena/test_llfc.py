@@ -13,4 +13,4 @@ from llfc_core import claims
 
 @pytest.mark.parametrize("claim", claims.LLFC, ids=lambda c: c.name)
 def test_llfc(claim, assert_claim):
-    assert_claim(claim, premise=claims.LMC)
+    assert_claim(claim)

@@ -4,23 +4,26 @@ Exact, so apart from the phenomena: the values from streamed Gram matrices, whic
 must be those of a direct SVD of W⁽ℓ⁾ and of H⁽ℓ⁾ over the test set. They go into results.json.
 """
 
+import copy
+
 import pytest
 import torch
 
 from llfc_core.features import Taps, flatten
 from llfc_core.metrics.low_rank import GramAccumulator, squared_singular_values
-from llfc_core.nets import build
 
+POINTS = 2000  # of the test set, kept whole
 BATCH = 300
 LARGEST = 1024  # coordinates: a direct SVD of more takes too long here
 
 
 @pytest.fixture(scope="session")
-def tapped(setting, modes, dataset):
-    """Mode A of the first replicate with its layers tapped, and its test images."""
-    module = build(setting.recipe.net, dataset.shape, dataset.classes).to(dataset.device)
-    module.load_state_dict(modes[0].a.weights)
-    x = dataset.normalise(dataset.test.images)
+def tapped(networks, run):
+    """Mode A of the first replicate with its layers tapped, and test images."""
+    first = networks.of("linked")[0]
+    module = copy.deepcopy(first.pair.module).to(run.device)
+    module.load_state_dict(first.pair.a)
+    x = first.inputs(POINTS).to(run.device)
     return module, Taps(module, x[:2]), x
 
 

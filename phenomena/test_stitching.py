@@ -11,7 +11,7 @@ from llfc_core import claims
 
 
 def test_stitching(assert_claim):
-    assert_claim(claims.STITCHING, premise=claims.LMC)
+    assert_claim(claims.STITCHING)
 
 
 def test_stitching_tables(evidence, run, record_numbers):

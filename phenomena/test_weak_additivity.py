@@ -12,4 +12,4 @@ from llfc_core import claims
 
 @pytest.mark.parametrize("claim", claims.ADDITIVITY, ids=lambda c: c.name)
 def test_weak_additivity(claim, assert_claim):
-    assert_claim(claim, premise=claims.LMC)
+    assert_claim(claim)

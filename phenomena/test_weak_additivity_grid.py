@@ -6,12 +6,13 @@ Exact, so it belongs beside the phenomena and not among them: no value on the gr
 maximum, and the maximum must be attained at the α that is said to attain it.
 """
 
+import copy
+
 import pytest
 import torch
 
 from llfc_core.features import Taps, flatten
 from llfc_core.metrics.weak_additivity import dist_sigma, dist_sigma_at
-from llfc_core.nets import build
 
 IMAGES = 25
 COORDINATES = 50_000  # in all images and layers: wide and deep networks have fewer images
@@ -21,19 +22,17 @@ ROUNDING = 1e-9  # relative, float64
 
 
 @pytest.mark.parametrize("link", ["linked", "independent"])
-def test_weak_additivity_grid(setting, modes, links, dataset, link, record_numbers):
-    module = build(setting.recipe.net, dataset.shape, dataset.classes).to(dataset.device)
-    x = dataset.normalise(dataset.test.images[:IMAGES])
-    first = modes[0]
-    pair = {
-        "linked": (first.a.weights, links[0].b),
-        "independent": (first.c.weights, first.d.weights),
-    }[link]
+def test_weak_additivity_grid(networks, run, link, record_numbers):
+    if not networks.of(link):
+        pytest.skip(f"no {link} pair")
+    first = networks.of(link)[0]
+    module = copy.deepcopy(first.pair.module).to(run.device)
+    x = first.inputs(IMAGES).to(run.device)
     taps = Taps(module, x[:2])
     pre = []
-    for state in pair:
+    for state in (first.pair.a, first.pair.b):
         kept = {}
-        weights = {k: v.to(dataset.device) for k, v in state.items()}
+        weights = {k: v.to(run.device) for k, v in state.items()}
         taps.run(x, lambda layer, kept=kept: kept.update({layer.name: layer.pre.clone()}), weights)
         pre.append(kept)
     gaps = {}

@@ -51,6 +51,7 @@ def measurement(
     assert not values, f"no such numbers: {sorted(values)}"
     ranks = {name: np.full((depth, 2), 0.1) for name in ("weight_rank", "feature_rank")}
     constants = {
+        "guessing": np.log([classes]),
         "weights": np.tile([0.1, 1.0, 1.0], (depth, 1)),
         "stable_rank": np.tile([5.0, 10.0], (depth, 1)),
         **ranks,
@@ -64,6 +65,8 @@ def measurement(
         constants=constants,
         distance=distance,
         classes=classes,
+        relus=tuple(layers[:-1]),
+        dims=(16,) * depth,
     )
 
 

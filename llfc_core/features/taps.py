@@ -141,12 +141,18 @@ class Taps:
             return kept[0].clone() if at.name == layer else None
 
         self.run(x, keep, state_lower)
-        if layer not in self._cuts and x.is_floating_point():
-            poisoned = self.run(torch.full_like(x, torch.nan), substitute, state_upper)
-            if poisoned.isnan().any() and not kept[0].isnan().any():
+        stitched = self.run(x, substitute, state_upper)
+        if layer not in self._cuts:
+            if x.is_floating_point():
+                poisoned = self.run(torch.full_like(x, torch.nan), substitute, state_upper)
+                round_it = poisoned.isnan().any() and not kept[0].isnan().any()
+            else:  # token ids: what depends on other ones is no function of the layer alone
+                poisoned = self.run(x.flatten().flip(0).view_as(x), substitute, state_upper)
+                round_it = not torch.equal(poisoned, stitched)
+            if round_it:
                 raise ValueError(f"cannot stitch at {layer!r}: the input also goes round it")
             self._cuts.add(layer)
-        return self.run(x, substitute, state_upper)
+        return stitched
 
     def _forward(self, x: Tensor, state: Mapping[str, Tensor] | None, trace: _Trace) -> _Trace:
         with ExitStack() as undo:

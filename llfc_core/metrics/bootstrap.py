@@ -83,7 +83,8 @@ def estimate(
         with np.errstate(divide="ignore", invalid="ignore"):
             point, draws = other_point / point, other_draws / draws
     tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    with np.errstate(invalid="ignore"):  # between two infinities there is nothing
+        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return Estimate(point, low, high)
 
 

@@ -13,7 +13,7 @@ linear maps and norms below the layer it is stitched at, whose results nothing w
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from llfc_core import kernels
-from llfc_core.classification import errors
 from llfc_core.features import Layer, Taps, flatten, inputs_of
 from llfc_core.metrics.commutativity import CommutativityAccumulator
 from llfc_core.metrics.llfc import Dots, coef, one_minus_cos
@@ -34,6 +33,7 @@ from llfc_core.metrics.low_rank import (
     stable_rank,
 )
 from llfc_core.metrics.measurement import Measurement
+from llfc_core.metrics.points import Points
 from llfc_core.metrics.weak_additivity import dist_sigma, dist_sigma_histogram
 from llfc_core.numerics import ieee
 from llfc_core.pairs import ModePair, interpolate
@@ -50,6 +50,7 @@ KEEP_STATES = 2**28
 GRAM_UP_TO = 4096
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 Part = Literal["additivity", "commutativity", "ranks", "stitching"]
 PARTS: tuple[Part, ...] = ("additivity", "commutativity", "ranks", "stitching")
 
@@ -58,6 +59,8 @@ def measure(
     pair: ModePair,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
+    loss: Loss | None = None,
+    guessing: float = math.nan,
     alphas: Sequence[float] = ALPHAS,
     layers: Sequence[str] | None = None,
     parts: Collection[Part] = PARTS,
@@ -68,7 +71,14 @@ def measure(
     Parameters
     ----------
     batches
-        ``(inputs, labels)``: what the network takes, and int64 labels ``(n,)``. Read once.
+        ``(inputs, labels)``: what the network takes, and int64 labels: ``(n,)``, or ``(n, …)`` for
+        sequences and the like, as `Points` has them. Read once.
+    loss
+        In place of cross-entropy, for what is no classification: given the outputs of a batch and
+        its labels, which may then be any tensor, the loss of each data point ``(n,)``, or
+        ``(n, …)`` to be averaged. Errors, and those of stitched networks, are NaN then.
+    guessing
+        What ``loss`` is of outputs that know nothing of the inputs.
     alphas
         Values of α in [0, 1]; 0, 1 are added if missing.
     layers
@@ -80,8 +90,8 @@ def measure(
     Raises
     ------
     ValueError
-        A part that does not exist, no images, an α outside [0, 1], or a loss or a feature that is
-        not finite.
+        A part that does not exist, no images, an α outside [0, 1], a loss or a feature that is not
+        finite, outputs and labels that do not fit, or a layer without a data axis in front.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"every α must lie in [0, 1], got {tuple(alphas)}")
@@ -95,7 +105,7 @@ def measure(
         for inputs, labels in batches:
             inputs, labels = inputs.to(device), labels.to(device)
             if one_pass is None:
-                one_pass = _Pass(pair, inputs[:2], layers, grid, frozenset(parts), device)
+                one_pass = _Pass(pair, inputs[:2], layers, grid, frozenset(parts), device, loss)
             collected.append(one_pass.batch(inputs, labels))
     if one_pass is None:
         raise ValueError("no images to measure on: the batches are empty")
@@ -120,10 +130,15 @@ def measure(
         values=values,
         constants={
             "weights": weights,
+            "guessing": np.array(
+                [math.log(one_pass.classes) if loss is None else guessing], dtype=np.float64
+            ),
             **one_pass.ranks(),
         },
         distance=weight_distance(one_pass.a, one_pass.b),
         classes=one_pass.classes,
+        relus=tuple(name for name in one_pass.taps.names if name in one_pass.relus),
+        dims=tuple(one_pass.dims[name] for name in one_pass.taps.names),
     )
 
 
@@ -168,8 +183,11 @@ class _Pass:
         grid: tuple[float, ...],
         parts: frozenset[Part],
         device: torch.device,
+        loss: Loss | None,
     ) -> None:
         self.parts = parts
+        self.loss = loss
+        self.classes = 0
         self.module = pair.module.to(device)
         self.a = {k: v.to(device) for k, v in pair.a.items()}
         self.b = {k: v.to(device) for k, v in pair.b.items()}
@@ -178,10 +196,7 @@ class _Pass:
         self.taps = Taps(self.module, example)
         if layers is not None:  # the output is always among them, and last
             self.taps = Taps(self.module, example, [*layers, self.taps.names[-1]])
-        logits = self.taps.run(example, lambda layer: None, self.a)
-        if logits.dim() != 2:
-            raise ValueError(f"logits must be (n, classes), the output is {tuple(logits.shape)}")
-        self.classes = logits.shape[1]
+        self.relus = _relus(self.taps, example, self.a)
         self.linear, self.below = _linear_modules(self.module, self.taps, example)
         # The layers that cut the network in two; whether one image will do for what is below.
         self.cuts: dict[str, bool] = {}
@@ -195,6 +210,7 @@ class _Pass:
             if "commutativity" in parts
         }
         self._commuting = {name: self.linear[name] for name in self.commutativity}
+        self.dims: dict[str, int] = {}
         self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self._states: dict[float, Mapping[str, Tensor]] = {}
@@ -208,7 +224,7 @@ class _Pass:
         ends = both.ends
         flat_a = {k: flatten(v) for k, v in a.post.items()}
         flat_b = {k: flatten(v) for k, v in b.post.items()}
-        logits, cosines, coefs = [], [], []
+        scores, cosines, coefs = [], [], []
         for alpha in self.grid:
             if alpha in (0, 1):  # B and A themselves
                 z = (a if alpha == 1 else b).logits
@@ -218,16 +234,16 @@ class _Pass:
             else:
                 z, dots = self._interpolated(inputs, alpha, flat_a, flat_b)
             at_alpha = [(ends[k], *dots[k]) for k in self.taps.names]
-            logits.append(z)
+            scores.append(self._scores(z, labels))
             cosines.append(
                 torch.stack([one_minus_cos(e, fa, fb, ff, alpha) for e, fa, fb, ff in at_alpha])
             )
             coefs.append(torch.stack([coef(e, fa, fb, alpha) for e, fa, fb, _ in at_alpha]))
-        mixtures = [alpha * a.logits + (1 - alpha) * b.logits for alpha in self.grid]
-        loss, error = kernels.lmc(torch.stack(logits), labels)
+        mixtures = (alpha * a.logits + (1 - alpha) * b.logits for alpha in self.grid)
+        loss, error = (torch.stack(both) for both in zip(*scores, strict=True))
         numbers = {
             "error": error,
-            "mixture_error": torch.stack([errors(z, labels) for z in mixtures]),
+            "mixture_error": torch.stack([self._errors(z, labels) for z in mixtures]),
             "loss": loss,
             "one_minus_cos": torch.stack(cosines, dim=1),
             "coef": torch.stack(coefs, dim=1),
@@ -238,6 +254,27 @@ class _Pass:
             ),
         }
         return {k: v.double().cpu() for k, v in numbers.items()}
+
+    def _scores(self, output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and error of each data point: float64 ``(n,)`` each."""
+        if self.loss is None:
+            points = Points.of(output, labels)
+            self.classes = points.logits.shape[1]
+            return points.losses_and_errors()
+        loss = self.loss(output, labels)
+        if loss.dim() == 0 or len(loss) != len(output):
+            raise ValueError(
+                f"the loss must give a number for each of {len(output)} data points, not a tensor "
+                f"of shape {tuple(loss.shape)}: reduction='none'?"
+            )
+        per_point = flatten(loss).double().mean(dim=1)
+        return per_point, torch.full_like(per_point, torch.nan)
+
+    def _errors(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Error of each data point, float64 ``(n,)``; NaN where nothing is classified."""
+        if self.loss is None:
+            return Points.of(output, labels).errors()
+        return output.new_full((len(output),), torch.nan, dtype=torch.float64)
 
     def _interpolated(
         self,
@@ -276,7 +313,7 @@ class _Pass:
 
         def keep(layer: Layer) -> None:
             found.post[layer.name] = layer.post.clone()
-            if layer.kind == "activation" and "additivity" in self.parts:
+            if layer.name in self.relus and "additivity" in self.parts:
                 found.pre[layer.name] = flatten(layer.pre).clone()
 
         def keep_input(name: str, x: Tensor) -> None:
@@ -292,8 +329,14 @@ class _Pass:
 
         def compare(layer: Layer) -> None:
             name = layer.name
+            if len(layer.post) != len(inputs):
+                raise ValueError(
+                    f"layer {name!r} gives {tuple(layer.post.shape)} for {len(inputs)} data "
+                    "points, which must be on the first axis: choose other layers"
+                )
             found.post[name] = layer.post.clone()
             x, y = flatten(a.post[name]), flatten(layer.post)
+            self.dims[name] = y.shape[1]
             ends = both.ends[name] = Dots.of(x, y)
             self.finite &= (ends.aa + ends.bb).isfinite().all()
             if "ranks" in self.parts and x.shape[1] <= GRAM_UP_TO:
@@ -302,7 +345,7 @@ class _Pass:
                 grams[1].update(y)
             if name in a.pre:
                 both.sigma[name] = _dist_sigma(a.pre.pop(name), flatten(layer.pre))
-            else:  # the output, or not asked for
+            else:  # no ReLU, or not asked for
                 both.sigma[name] = torch.full_like(ends.aa, torch.nan)
 
         def commute(name: str, x: Tensor) -> None:
@@ -320,11 +363,12 @@ class _Pass:
         What is handed over is the post-activation; handing over the tensor that enters the
         activation gives the same network.
         """
-        if name not in self.cuts:
-            return torch.full((2, len(labels)), torch.nan, device=labels.device)
+        if name not in self.cuts or self.loss is not None:
+            nothing = torch.full((2, len(inputs)), torch.nan, dtype=torch.float64)
+            return nothing.to(inputs.device)
 
         def stitched(lower: _Features, upper: Mapping[str, Tensor]) -> Tensor:
-            return errors(self._stitch(inputs, name, lower.post[name], upper), labels).double()
+            return self._errors(self._stitch(inputs, name, lower.post[name], upper), labels)
 
         return torch.stack([stitched(a, self.b), stitched(b, self.a)])
 
@@ -393,6 +437,18 @@ class _Pass:
         self.cuts[name] = same
 
 
+def _relus(taps: Taps, example: Tensor, state: Mapping[str, Tensor]) -> set[str]:
+    """The layers whose activation is a ReLU, which is what Definition 3 speaks of."""
+    found = set()
+
+    def look(layer: Layer) -> None:
+        if layer.kind == "activation" and torch.equal(layer.post, layer.pre.clamp_min(0)):
+            found.add(layer.name)
+
+    taps.run(example, look, state)
+    return found
+
+
 def _dist_sigma(x: Tensor, y: Tensor) -> Tensor:
     """Dist_σ of pre-activations x of A and y of B, ``(n, d)``: ``(n,)``, NaN where undefined."""
     found = dist_sigma(x, y) if x.shape[1] < HISTOGRAM_FROM else dist_sigma_histogram(x, y)
@@ -415,6 +471,7 @@ def _linear_modules(
     ran: list[str] = []
     ran_before: dict[str, list[str]] = {}
     shapes: dict[str, torch.Size] = {}
+    regrouped: set[str] = set()  # maps of what is no longer (n, …), windows say
 
     def on_layer(layer: Layer) -> None:
         ran_before[layer.name] = list(ran)
@@ -423,6 +480,8 @@ def _linear_modules(
         def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             ran.append(name)
             shapes[name] = output.shape[1:]
+            if len(output) != len(example):
+                regrouped.add(name)
 
         return see
 
@@ -440,7 +499,8 @@ def _linear_modules(
         ]
         for layer, before in ran_before.items()
     }
-    linear = {n: m for n in dict.fromkeys(ran) if isinstance(m := candidates[n], Linear)}
+    used = (n for n in dict.fromkeys(ran) if n not in regrouped)
+    linear = {n: m for n in used if isinstance(m := candidates[n], Linear)}
     return linear, below
 
 

@@ -35,9 +35,9 @@ class Measurement:
 
         ``error``, ``mixture_error`` (K, n)
             1 where θ_α, or the mixture αf(θ_A) + (1−α)f(θ_B) of logits, is wrong (ties count as
-            wrong), else 0.
+            wrong), else 0; of a sequence, the share of wrong places. NaN without classification.
         ``loss`` (K, n)
-            Cross-entropy of θ_α in nats.
+            Cross-entropy of θ_α in nats, or the loss that was given.
         ``one_minus_cos`` (L, K, n)
             1 − cosine_α of the post-activations (Fig. 2); signed; NaN where a norm is zero.
         ``coef`` (L, K, n)
@@ -46,7 +46,7 @@ class Measurement:
             1 − cosine_{A,B}; NaN where a norm is zero.
         ``dist_sigma`` (L, n)
             Dist_σ of the pre-activations, the maximum over all of [0, 1] (Fig. 5); NaN where it is
-            undefined, and for the output, which no activation follows.
+            undefined, and for layers that end in no ReLU, like the output.
         ``stitched_error`` (L, 2, n)
             1 where B after the layer on A's features is wrong (Table 1), and A on B's; NaN where
             the layer does not cut the network in two, and for the output.
@@ -58,6 +58,8 @@ class Measurement:
 
         ``weights`` (M, 3)
             The sums behind Dist_W.
+        ``guessing`` (1,)
+            The loss of guessing: ln classes, or what was given with the loss.
         ``stable_rank``, ``weight_rank`` (M, 2)
             Stable rank of W⁽ℓ⁾, and `rank_share` of its singular values, of A and of B.
         ``feature_rank`` (L, 2)
@@ -65,7 +67,11 @@ class Measurement:
     distance
         ‖θ_A − θ_B‖ / ‖θ_A‖ over parameters and buffers.
     classes
-        The number of logits.
+        The number of logits; 0 without classification.
+    relus
+        The layers that end in a ReLU.
+    dims
+        How many coordinates each of the ``layers`` has for a data point.
     """
 
     link: str
@@ -76,17 +82,19 @@ class Measurement:
     constants: dict[str, np.ndarray]
     distance: float
     classes: int
+    relus: tuple[str, ...]
+    dims: tuple[int, ...]
 
     @property
     def n(self) -> int:
         """The number of images."""
-        return self.values["error"].shape[-1]
+        return self.values["loss"].shape[-1]
 
     @cached_property
     def undefined(self) -> dict[str, np.ndarray]:
         """Per layer ``(L,)``, the share of images that a zero norm leaves without a number.
 
-        ``cosine``: for any α. ``dist_sigma``: 1 too where the layer has no activation.
+        ``cosine``: for any α. ``dist_sigma``: 1 too where the layer has no ReLU.
         """
         return {
             "cosine": np.isnan(self.values["one_minus_cos"]).any(axis=1).mean(axis=-1),

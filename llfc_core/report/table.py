@@ -23,6 +23,7 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     for key in sorted(claims.keys() | controls.keys()):
         verdict = claims.get(key)
         checked = sorted(controls.get(key, []), key=lambda c: c["control"])
+        checked = [c for c in checked if c["status"] != "not run"]
         beside = ", ".join(
             f"{c['control']} {number(c['value'])} {control_word(c)}" for c in checked
         )
@@ -30,6 +31,10 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append((key[1], key[0], "", "", "", "", beside, "not run"))
             continue
         v = verdict
+        if v["status"] == "not run":
+            why = f"not run: {v['note']}"
+            rows.append((v["claim"], v["setting"], "", "", "", "", beside, why))
+            continue
         sign = "≤" if v["at_most"] else "≥"
         rows.append(
             (
@@ -83,6 +88,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(verdict: Mapping[str, Any]) -> str:
+    if verdict["status"] == "not run":
+        return ""
     marks = {"holds": "=", "rejected": "!"}
     mark = "*" if word(verdict) == "finding" else marks.get(verdict["status"], "-")
     return f"{number(verdict['value'])} {mark}"

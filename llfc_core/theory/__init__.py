@@ -14,6 +14,7 @@ from llfc_core.theory.relu_net import (
     Theorem1Pair,
     forward,
     interpolate,
+    relu_net_of,
     theorem1_pair,
     weak_additivity_residual,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "forward",
     "interpolate",
     "llfc_bound",
+    "relu_net_of",
     "theorem1_pair",
     "unrolled_bound",
     "weak_additivity_residual",

@@ -12,13 +12,14 @@ of the bias term b 1^T run over the n data points, not over the d_l units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,32 @@ def forward(net: ReluNet, x: Tensor) -> Features:
         pre.append(weight @ post[-1] + bias[:, None])
         post.append(pre[-1].relu() if net.has_relu(layer) else pre[-1])
     return Features(tuple(pre), tuple(post))
+
+
+def relu_net_of(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> ReluNet | None:
+    """The MLP that `module` with the weights `state` is, in float64 on the CPU, or None.
+
+    x (n, ...) are inputs, flattened by the network. Linear layers in the order they run are taken
+    to be the network, and are believed if they give its outputs on x. It is not changed.
+    """
+    if not x.is_floating_point():
+        return None
+    twin = copy.deepcopy(module).double().cpu().eval()
+    twin.load_state_dict(dict(state))
+    ran: list[nn.Linear] = []
+    for part in twin.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(lambda layer, args, output: ran.append(layer))
+    x = x.double().cpu()
+    with torch.no_grad():
+        output = twin(x.clone())
+        biases = (m.bias if m.bias is not None else m.weight.new_zeros(len(m.weight)) for m in ran)
+        net = ReluNet(tuple(m.weight.detach() for m in ran), tuple(b.detach() for b in biases))
+        widths = [x.flatten(1).shape[1], *(len(w) for w in net.weights)]
+        if not ran or [w.shape[1] for w in net.weights] != widths[:-1]:
+            return None
+        ours = forward(net, x.flatten(1).T).post[-1].T
+    return net if ours.shape == output.shape and torch.allclose(ours, output) else None
 
 
 def interpolate(a: ReluNet, b: ReluNet, alpha: float) -> ReluNet:

@@ -27,7 +27,7 @@ class Ran:
         """Node id → PASSED, FAILED, XFAIL, …, from ``-v`` or ``-n``'s lines."""
         word = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
         serial = re.findall(rf"^\S*?(phenomena/\S+) {word}", self.out, re.M)
-        workers = re.findall(rf"^\[gw\d+\].* {word} (phenomena/\S+)", self.out, re.M)
+        workers = re.findall(rf"^\[gw\d+\].* {word} \S*?(phenomena/\S+)", self.out, re.M)
         return dict(serial) | {test: outcome for outcome, test in workers}
 
     @property

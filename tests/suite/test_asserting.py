@@ -58,7 +58,7 @@ def planted(*pairs: Any) -> pytest.MarkDecorator:
 
 @planted(GOOD)
 def test_a_claim_that_holds_is_recorded(assert_claim, said) -> None:  # type: ignore[no-untyped-def]
-    assert_claim(claims.LLFC_COEF, premise=claims.LMC)
+    assert_claim(claims.LLFC_COEF)
     left = said()
     assert left[VERDICT]["claim"] == "llfc-coef"
     assert left[VERDICT]["control"] == ""
@@ -70,7 +70,7 @@ def test_a_claim_that_holds_is_recorded(assert_claim, said) -> None:  # type: ig
 @planted(BARRIER)
 def test_a_claim_whose_premise_fails_is_not_judged(assert_claim, said) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(pytest.fail.Exception, match="linearly connected pairs, and these are not"):
-        assert_claim(claims.LLFC_COEF, premise=claims.LMC)
+        assert_claim(claims.LLFC_COEF)
     assert said()[VERDICT]["status"] == "no premise"
 
 
@@ -80,7 +80,7 @@ def test_a_claim_whose_premise_is_known_to_fail_is_reported_without_a_verdict(  
 ) -> None:
     evidence.setting.findings["lmc-error"] = WHY
     with pytest.raises(pytest.xfail.Exception, match=f"not linearly connected here: {WHY}"):
-        assert_claim(claims.LLFC_COEF, premise=claims.LMC)
+        assert_claim(claims.LLFC_COEF)
     left = said()[VERDICT]
     assert (left["status"], left["finding"]) == ("no premise", WHY)
     del evidence.setting.findings["lmc-error"]
@@ -124,11 +124,13 @@ def test_a_finding_that_comes_to_hold_is_noticed(assert_claim, said) -> None:  #
 
 
 @planted(SAME)
-def test_a_finding_excuses_no_vacuous_pair(assert_claim, said) -> None:  # type: ignore[no-untyped-def]
+def test_a_finding_excuses_no_vacuous_pair(evidence, assert_claim, said) -> None:  # type: ignore[no-untyped-def]
     """Nothing was found on a pair that can show nothing."""
+    evidence.setting.findings["lmc-error"] = WHY
     with pytest.raises(AssertionError, match=r"1 spawned pair\(s\): vacuous"):
-        assert_claim(claims.LLFC_COSINE)
+        assert_claim(claims.LMC_ERROR)
     assert said()["xfail"] == []
+    del evidence.setting.findings["lmc-error"]
 
 
 @planted(GOOD)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from fixtures.links import link_replicates
-from fixtures.measurements import gather
+from fixtures.measurements import pairs_of
 from fixtures.modes import train_replicates
 from fixtures.settings import MLP_MNIST_SPAWN_QUICK, replicate
 from llfc_core import claims
 from llfc_core.data import load_dataset
+from llfc_core.evidence import measure_pairs
 from llfc_core.machine import cores
 from llfc_core.store import Store
 from llfc_core.training import Progress, cache_dir
@@ -36,10 +37,12 @@ def test_false_alarms_and_misses():
         progress=Progress,
     )
     links = link_replicates(SETTING, modes, data, Store(cache_dir() / "matches"), device, cores())
-    evidence = gather(SETTING, modes, links, data, device, cores())
+    pairs = measure_pairs(
+        pairs_of(SETTING, modes, links, data), alphas=SETTING.alphas, threads=cores()
+    )
     alarms, misses = Counter(), Counter()
     for i in range(len(FRESH)):
-        one = {name: pairs[i : i + 1] for name, pairs in evidence.pairs.items()}
+        one = {name: group[i : i + 1] for name, group in pairs.items()}
         for claim in claims.ALL:
             verdict = claims.judge(claim, one[claim.pairs], one["independent"])
             alarms[claim.name] += not verdict.holds

@@ -9,11 +9,13 @@ import torch
 
 from fixtures import links
 from fixtures.links import Link, link_replicates
-from fixtures.measurements import Evidence, gather
+from fixtures.measurements import pairs_of
 from fixtures.modes import Modes, train_replicates
 from fixtures.settings import Matched, Setting, Spawned, replicate
 from llfc_core import claims
 from llfc_core.data import Dataset
+from llfc_core.evidence import measure_pairs
+from llfc_core.metrics import Measurement
 from llfc_core.nets import Net, build
 from llfc_core.store import Store
 from llfc_core.training import Point
@@ -119,10 +121,10 @@ def test_keys_tell_matches_apart() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def evidence_of(setting: Setting, dataset: Dataset, root: Path) -> Evidence:
+def measured_of(setting: Setting, dataset: Dataset, root: Path) -> dict[str, list[Measurement]]:
     modes = train_replicates([replicate(setting, 0)], dataset, Store(root), CPU)
     found = link_replicates(setting, modes, dataset, Store(root / "matches"), CPU, 1)
-    return gather(setting, modes, found, dataset, CPU, 1)
+    return measure_pairs(pairs_of(setting, modes, found, dataset), alphas=setting.alphas)
 
 
 def test_pairs_measured_follow_from_the_link(dataset: Dataset, root: Path) -> None:
@@ -132,9 +134,9 @@ def test_pairs_measured_follow_from_the_link(dataset: Dataset, root: Path) -> No
     normed = Setting(
         "tiny", "tiny", tiny_recipe(net=NORMED, epochs=2), Spawned(Point(epochs=1)), (0.0, 0.5, 1.0)
     )
-    assert evidence_of(spawned, dataset, root).pairs.keys() == always | {"shuffled"}
-    assert evidence_of(matched, dataset, root).pairs.keys() == always | {"random"}
-    pairs = evidence_of(normed, dataset, root).pairs
+    assert measured_of(spawned, dataset, root).keys() == always | {"shuffled"}
+    assert measured_of(matched, dataset, root).keys() == always | {"random"}
+    pairs = measured_of(normed, dataset, root)
     assert pairs.keys() == always | {"re-estimated", "independent re-estimated"}
     # The same ends, another middle; the output alone.
     plain, again = pairs["linked"][0], pairs["re-estimated"][0]
@@ -146,11 +148,11 @@ def test_pairs_measured_follow_from_the_link(dataset: Dataset, root: Path) -> No
 
 
 def test_measurements_of_modes_alone_serve_several_settings(dataset: Dataset, root: Path) -> None:
-    measured: dict[tuple[str, ...], object] = {}
+    measured: dict[tuple[str, ...], Measurement] = {}
     seen = []
     for how in (Matched("weight"), Matched("activation")):
         setting, modes = trained(how, dataset, root)
         found: list[Link] = link_replicates(setting, modes, dataset, Store(root / "m"), CPU, 1)
-        seen.append(gather(setting, modes, found, dataset, CPU, 1, measured).pairs)  # type: ignore[arg-type]
+        seen.append(measure_pairs(pairs_of(setting, modes, found, dataset), measured=measured))
     assert seen[0]["independent"][0] is seen[1]["independent"][0]
     assert seen[0]["linked"][0] is not seen[1]["linked"][0]
