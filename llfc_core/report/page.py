@@ -25,8 +25,9 @@ from markupsafe import Markup
 
 from llfc_core import claims
 from llfc_core.report.benchmarks import Benchmarks
-from llfc_core.report.figures import Figure, SettingResults, across, figures
+from llfc_core.report.figures import across, figures
 from llfc_core.report.plot import COLOURS, alone, scale_words
+from llfc_core.report.recorded import Figure, SettingResults
 from llfc_core.report.table import control_word, number, word
 
 SYMBOLS = {

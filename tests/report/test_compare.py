@@ -50,6 +50,13 @@ def test_a_changed_verdict_comes_first(given: dict[str, Any]) -> None:
     assert "apart" in text[2]
 
 
+def test_a_changed_verdict_comes_before_what_is_apart(given: dict[str, Any]) -> None:
+    other = changed(given, status="rejected")  # its interval is the same
+    next(v for v in other["verdicts"] if v["control"]).update(low=1e6, high=2e6)
+    found = compare(given, other).changes[:2]
+    assert [(c.changed, c.intervals) for c in found] == [(True, "the same"), (False, "apart")]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "how"), [(0, 1, "the same"), (1, 2, "overlap"), (1.01, 2, "apart")]
 )

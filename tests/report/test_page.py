@@ -17,6 +17,7 @@ import pytest
 from llfc_core.report.figures import figures
 from llfc_core.report.page import gauge, sentence, settings_of, write_page
 from llfc_core.report.plot import scale_words
+from llfc_core.report.recorded import SettingResults
 from llfc_core.report.table import control_word, number, word
 from tests.report.planted import LAYERS, results
 
@@ -398,6 +399,14 @@ def test_undefined_numbers_are_left_out_of_drawings_and_empty_in_tables(tmp_path
     assert not re.search(
         r"\bnan\b", "".join(p.read_text() for p in (tmp_path / "figures").iterdir())
     )
+
+
+def test_names_that_look_alike_are_not_mixed_up() -> None:
+    numbers = {"error barrier by width, percentage points": {"mlp (8,)": [2.0, 3.0]}}
+    names = ("m l", "m_l", "m/l", "../m_l", "m" * 300, "m" * 301, "")
+    made = [figures(SettingResults(name, "quick", {}, numbers))[0].id for name in names]
+    assert len(set(made)) == len(names)
+    assert all(len(ident) < 100 for ident in made)
 
 
 def test_singular_values_keep_the_order_of_the_layers(tmp_path: Path) -> None:
