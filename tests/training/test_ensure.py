@@ -25,6 +25,7 @@ from llfc_core.training import (
     mode_key,
     spawn,
 )
+from llfc_core.training import cost as cost_module
 from llfc_core.training import engine as engine_module
 from llfc_core.training import modes as modes_module
 from tests.helpers import Silent, content, identical, tiny_dataset, tiny_recipe
@@ -165,7 +166,7 @@ def test_expected_seconds_count_each_use_of_a_weight():
 
 
 def test_the_work_of_a_network_is_twice_its_products():
-    assert modes_module._forward_flops(Net("mlp", (16, 12)), (1, 8, 8), 4) == 2 * (
+    assert cost_module._forward_flops(Net("mlp", (16, 12)), (1, 8, 8), 4) == 2 * (
         64 * 16 + 16 * 12 + 12 * 4
     )
 
