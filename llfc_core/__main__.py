@@ -1,20 +1,29 @@
-"""``python -m llfc_core modes``: what the store holds; check it, or remove from it."""
+"""``python -m llfc_core modes``: what the store holds; check it, or remove from it.
+
+``python -m llfc_core train``: train one pack of a plan, see `llfc_core.training.plan`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llfc_core.data import DataError
+from llfc_core.job import stop
 from llfc_core.store import CorruptEntry, Store, StoreError
 from llfc_core.store.entry import read_entry, read_manifest
-from llfc_core.training import cache_dir
+from llfc_core.training import TrainingFailed, cache_dir
+from llfc_core.training.cluster import train_pack
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 well, 1 something is corrupt, 2 bad usage."""
+    """Run the command; returns the exit status: 0 well, 1 corrupt or failed modes, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m llfc_core", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     modes = commands.add_parser("modes", help="list, verify or remove trained modes")
@@ -23,7 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     modes.add_argument(
         "--remove", nargs="+", metavar="KEY", help="remove modes by the start of their keys, or all"
     )
+    train = commands.add_parser("train", help="train one pack of a plan into its store")
+    train.add_argument("plan", type=Path, help="plan.json, as `pytest --train-only` writes it")
+    train.add_argument("--pack", type=int, required=True, help="which, from 0")
     options = parser.parse_args(arguments)
+    if options.command == "train":
+        return _train(options.plan, options.pack)
     store = Store(options.llfc_cache_dir or cache_dir())
     try:
         if options.remove:
@@ -32,6 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (StoreError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _train(plan: Path, pack: int) -> int:
+    # Told to stop, it gives its locks back: others need not find out that it is gone.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, stop)
+    torch.set_num_threads(1)
+    try:
+        train_pack(plan, pack)
+    except (TrainingFailed, StoreError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _list(store: Store, verify: bool) -> int:

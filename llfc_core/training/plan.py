@@ -102,6 +102,7 @@ def make_plan(
             max(sum(p.seconds for p in packed) / lanes, max(p.critical for p in packed)),
         )
         for packed in dealt
+        if packed  # modes of no steps take no time, and leave some packs without any
     ]
     return Plan(
         tuple(sorted(packs, key=lambda p: -p.seconds)),
