@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -52,6 +53,7 @@ def _train(plan: Path, pack: int) -> int:
     # Told to stop, it gives its locks back: others need not find out that it is gone.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, stop)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     try:
         train_pack(plan, pack)

@@ -64,6 +64,7 @@ def train_pack(path: Path, number: int) -> None:
                 Store(plan["store"]),
                 plan["device"],
                 progress=partial(Progress, prefix=title),
+                checkpoint_seconds=plan["checkpoint_seconds"],
                 keep_going=True,
             )
         except TrainingFailed as error:
@@ -126,6 +127,7 @@ def submit(
     data_dir: Path | None = None,
     gpus_per_task: int = 0,
     parameters: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = 10.0,
 ) -> Submitted:
     """Hand a plan to an engine, as job arrays of which ``plan.gpus`` GPUs run at a time.
 
@@ -138,6 +140,8 @@ def submit(
     parameters
         submitit's for Slurm, e.g. ``partition``, ``time`` in minutes, ``account``. A job that runs
         out of time is requeued.
+    checkpoint_seconds
+        As of `ensure`.
 
     Raises
     ------
@@ -153,6 +157,7 @@ def submit(
         store=str(store.root),
         device=device,
         data_dir=None if data_dir is None else str(data_dir),
+        checkpoint_seconds=checkpoint_seconds,
     )
     each = max(1, gpus_per_task)
     numbers = [

@@ -8,6 +8,7 @@ for. A worker that is killed loses its locks, and the next one goes on from its 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,8 @@ from llfc_core.training.engine import (
 )
 from llfc_core.training.progress import Progress
 from llfc_core.training.recipe import Recipe, with_parents
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +346,8 @@ class _Fleet:
         begun = [b for b in begun if b[1].step == first]
         stack, starts = [b[0] for b in begun], [b[1] for b in begun]
         spent = [b[2] for b in begun]
+        for recipe in stack:
+            _log.info("%.12s %s: begun at step %d", self.key(recipe), recipe.label(), first)
         began = saved = time.monotonic()
         failures: dict[int, TrainingFailed] = {}
 
@@ -457,6 +462,10 @@ class _Fleet:
         if recipe.stop is not None:
             groups["optimiser"] = state.optimiser
         self.store.put(key, self._entry(recipe, state.step, groups, facts))
+        _log.info(
+            "%.12s %s: trained to step %d in %.0f s, test error %.2f%%",
+            *(key, recipe.label(), state.step, facts["seconds"], test_error),
+        )
         if not self._stored(recipe):
             raise TrainingFailed(f"{recipe.label()} was written but cannot be read back")
 

@@ -204,16 +204,31 @@ def describe(
         for cells in table
     ]
     files = sum(2 + (recipe.stop is not None) for recipe in seen)
-    lengths = [pack.seconds / 3600 for pack in plan.packs] or [0.0]
     device = "GPU" if costs.device.type == "cuda" else "machine"
-    return [
-        *lines,
+    lines += [
+        "(a mode counts where it is needed first)",
         f"{len(seen)} modes, {len(todo)} to train; in the store, "
         f"{sum(map(costs.bytes, seen)) / 1e9:.1f} GB in {files} files of {len(seen)} folders",
-        f"{len(plan.packs)} packs of {min(lengths):.2f} to {max(lengths):.2f} h on {plan.gpus} "
-        f"{device}{'s' if plan.gpus != 1 else ''}: {plan.makespan / 3600:.2f} h in all; "
-        f"no order takes less than {plan.bound / 3600:.2f} h, "
-        f"nor any number of them less than {plan.critical / 3600:.2f} h",
-        f"{sum(r.along() in costs.measured for r in todo)} of the costs are measured, the others "
-        "are guesses from the networks' operations",
     ]
+    if not plan.packs:
+        return lines
+    return [
+        *lines,
+        f"{len(plan.packs)} pack{_s(plan.packs)} of {_time(plan.packs[-1].seconds)} to "
+        f"{_time(plan.packs[0].seconds)} on {plan.gpus} {device}{'s' if plan.gpus > 1 else ''}: "
+        f"{_time(plan.makespan)} in all; no order takes less than {_time(plan.bound)}, "
+        f"and no number of {device}s less than {_time(plan.critical)}",
+        f"costs of {sum(r.along() in costs.measured for r in todo)} modes are measured, the others "
+        "guessed from the networks' operations",
+    ]
+
+
+def _time(seconds: float) -> str:
+    for length, unit in ((3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _s(things: Sequence[object]) -> str:
+    return "" if len(things) == 1 else "s"
