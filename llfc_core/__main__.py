@@ -20,7 +20,7 @@ from llfc_core.job import stop
 from llfc_core.store import CorruptEntry, Store, StoreError
 from llfc_core.store.entry import read_entry, read_manifest
 from llfc_core.training import TrainingFailed, cache_dir
-from llfc_core.training.cluster import train_pack
+from llfc_core.training.cluster import ClusterError, train_pack
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +60,9 @@ def _train(plan: Path, pack: int) -> int:
     except (TrainingFailed, StoreError, DataError) as error:
         print(error, file=sys.stderr)
         return 1
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

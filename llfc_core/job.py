@@ -37,8 +37,11 @@ class Task:
                 for command, environment in zip(commands, self._environments(), strict=True)
             ]
             codes = [child.wait() for child in children]
+        for pack, code in zip(self.packs, codes, strict=True):
+            if code:
+                print(f"pack {pack} ended with status {code}", file=sys.stderr)
         if any(codes):
-            raise RuntimeError(f"{self}: ended with {codes}; see above, and below")
+            sys.exit(1)  # an exception would bury the log's end under submitit's own lines
 
     def checkpoint(self) -> Any:
         """What submitit submits again near the time limit: the same, as the store remembers."""

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,16 @@ def train_pack(path: Path, number: int) -> None:
     ------
     TrainingFailed
         Some of its modes failed; all others are in the store.
+    ClusterError
+        It is no such plan, or has no such pack.
     """
-    plan = json.loads(path.read_text())
     by_data: dict[str, list[Recipe]] = {}
-    for content in plan["packs"][number]:
-        recipe = Recipe.from_dict(content)
-        by_data.setdefault(recipe.data, []).append(recipe)
+    try:
+        plan = json.loads(path.read_text())
+        for recipe in map(Recipe.from_dict, plan["packs"][number]):
+            by_data.setdefault(recipe.data, []).append(recipe)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ClusterError(f"{path}: no plan with a pack {number} ({error!r})") from error
     failures = []
     for data, recipes in by_data.items():
         title = f"pack {number}, {data}: "
@@ -93,7 +97,7 @@ class Submitted:
     engine: str
     folder: Path
     tasks: dict[str, tuple[Pack, ...]]
-    jobs: tuple[Any, ...]
+    jobs: tuple[Any, ...] = field(repr=False)  # each would ask the queue how it is
 
     def alive(self) -> dict[str, str] | None:
         """States of the jobs that are not over, in the engine's words; None if it does not say."""

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llfc_core.data import load_dataset
 from llfc_core.store import Store
+from llfc_core.training import ensure
 from llfc_core.training.cluster import ClusterError, Submitted
 from tests.cluster.running import (
     begun,
@@ -29,7 +32,6 @@ from tests.suite.running import ROOT, run_pytest
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
-
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +114,10 @@ def test_cancelled_in_the_middle_it_is_said_and_the_next_array_goes_on(store, tm
 
 
 def test_at_its_time_limit_a_task_is_requeued(store, tmp_path):
-    """A mode that takes longer than the node's limit of a minute."""
-    wanted = recipes(epochs=5000, single=0)
+    """A mode that takes longer than the shortest limit there is, a minute."""
+    [trial] = recipes(epochs=100, single=1)[2:]
+    [mode] = ensure([trial], load_dataset(trial.data), Store(tmp_path / "trial"), workers=1)
+    wanted = [replace(trial, epochs=int(75 * trial.epochs / mode.facts["seconds"]))]
     submitted = handed_in(
         wanted,
         store,
@@ -124,10 +128,10 @@ def test_at_its_time_limit_a_task_is_requeued(store, tmp_path):
     )
     assert watched(submitted, store) == ({}, [])
     log = "".join(path.read_text() for path in submitted.folder.glob("*.out"))
-    print(log)
-    assert "Requeued job" in log
-    steps = begun(store)
-    assert any(len(its) > 1 and its[-1] > its[0] for its in steps.values()), steps
+    assert "this job is timed-out" in log
+    [steps] = begun(store).values()
+    assert len(steps) > 1
+    assert steps == sorted(set(steps)), "a requeued task did not go on from its checkpoint"
     assert trained(store) == once(store)
     check_bits(wanted, store, tmp_path / "undisturbed")
 
@@ -155,8 +159,6 @@ def test_what_slurm_refuses_is_said(store):
 
 def test_a_mode_that_fails_is_said_with_its_log_and_the_others_are_trained(store):
     good = recipes(epochs=2, single=2)
-    from dataclasses import replace
-
     bad = replace(good[-1], max_test_error=0.0)
     submitted = handed_in([*good[:-1], bad], store, "slurm", 1)
     failed, said = watched(submitted, store)
