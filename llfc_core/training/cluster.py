@@ -8,6 +8,7 @@ A task that is killed, preempted or out of time is requeued, and goes on from it
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 import uuid
@@ -153,6 +154,8 @@ def submit(
         submitit is not installed, or there is no Slurm here, or it refuses the job.
     """
     submitit = _submitit()
+    if engine == "slurm" and not shutil.which("srun"):
+        raise ClusterError("slurm: there is no srun here; submit from a node of the cluster")
     folder = store.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     folder.mkdir(parents=True)
     path = folder / "plan.json"

@@ -55,9 +55,13 @@ MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 KillWait=5
-NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName=$host NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:4 State=UNKNOWN
 PartitionName=llfc Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 CONF
+  # GPUs by name alone: Slurm hands them out, and nobody uses them.
+  touch "$dir"/gpu{0..3}
+  echo "Name=gpu File=$dir/gpu[0-3]" > "$dir/gres.conf"
   export SLURM_CONF=$dir/slurm.conf
   slurmctld || { stop "$dir"; cannot "slurmctld: $(tail -1 "$dir/slurmctld.log")"; }
   slurmd || { stop "$dir"; cannot "slurmd: $(tail -1 "$dir/slurmd.log")"; }

@@ -41,31 +41,28 @@ def store(tmp_path) -> Store:
     return Store(tmp_path / "store")
 
 
-def test_two_tasks_train_each_mode_once(store, tmp_path):
-    assert watched(handed_in(WANTED, store, "local", 2), store) == ({}, [])
-    assert trained(store) == once(store)
-    assert set(map(tuple, begun(store).values())) == {(0,), (8,)}  # the pair, at its parent's end
-    check_bits(WANTED, store, tmp_path / "undisturbed")
-
-
-def test_a_mode_that_fails_is_said_with_its_log_and_the_others_are_trained(store):
-    """And a child of it is not tried."""
-    a, b, c, d = WANTED
-    parent = replace(a.parent, optimiser=Optimiser("sgd", lr=1e30))
-    a, b = (replace(r, optimiser=parent.optimiser, parent=parent) for r in (a, b))
-    [job_id] = (submitted := handed_in([a, b, c, d], store, "local", 1)).tasks
+def test_a_mode_that_fails_is_said_with_its_log_and_all_others_are_trained_once(store, tmp_path):
+    """Its children are not tried. Two tasks: the families of a parent, and of one that fails."""
+    parent = replace(WANTED[0].parent, optimiser=Optimiser("sgd", lr=1e30))
+    lost = [replace(r, optimiser=parent.optimiser, parent=parent) for r in WANTED[:2]]
+    submitted = handed_in([*WANTED, *lost], store, "local", 2)
     failed, said = watched(submitted, store)
-    assert failed == {job_id: [parent, a, b]}
+    [(job_id, modes)] = failed.items()
+    assert modes == [parent, *lost]
     text = "\n".join(said)
     assert f"job {job_id} is over, and 3 of its modes are not in the store" in text
     assert "not finite in epoch 1" in text
     assert str(submitted.log(job_id)) in text
-    assert sorted(store.keys()) == sorted(map(key, (c, d)))
+    assert trained(store) == once(store)
+    steps = begun(store)
+    assert sorted(steps.values()) == [[0]] * 4 + [[8]] * 2  # the pair, at its parent's end
+    assert key(parent)[:12] in steps
+    check_bits(WANTED, store, tmp_path / "undisturbed")
 
 
 def test_a_task_that_is_told_to_stop_gives_its_locks_back_and_goes_on_later(store, tmp_path):
     """By the signal of preemption: submitit requeues the task by itself."""
-    wanted = recipes(epochs=150, single=0)
+    wanted = recipes(epochs=60, single=0)
     submitted = handed_in(wanted, store, "local", 1, checkpoint_seconds=0.2)
     [running] = submitted.jobs
     until(lambda: store.checkpoint_step(key(wanted[0])))

@@ -152,6 +152,16 @@ def test_two_arrays_race_on_one_store(apart, store, tmp_path, monkeypatch):
     check_bits(wanted, store, tmp_path / "undisturbed")
 
 
+def test_a_task_of_two_gpus_trains_two_packs_side_by_side(store, tmp_path):
+    """Slurm hands out GPUs that are not there; the training is on the CPU."""
+    wanted = recipes(epochs=1, single=3)
+    submitted = handed_in(wanted, store, "slurm", 4, gpus_per_task=2)
+    assert sorted(map(len, submitted.tasks.values())) == [2, 2]
+    assert watched(submitted, store) == ({}, [])
+    assert trained(store) == once(store)
+    check_bits(wanted, store, tmp_path / "undisturbed")
+
+
 def test_what_slurm_refuses_is_said(store):
     with pytest.raises(ClusterError, match=r"slurm: .*invalid partition"):
         handed_in(recipes(1, 0), store, "slurm", 1, parameters={"partition": "nowhere"})
