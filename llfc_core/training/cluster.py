@@ -31,7 +31,6 @@ from llfc_core.training.plan import Pack, Plan
 from llfc_core.training.progress import Progress
 from llfc_core.training.recipe import Recipe
 
-_ARRAY = 1000  # Slurm's default MaxArraySize is 1001
 _LONG = 365 * 24 * 60  # minutes
 
 
@@ -134,7 +133,7 @@ def submit(
     parameters: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 10.0,
 ) -> Submitted:
-    """Hand a plan to an engine, as job arrays of which ``plan.gpus`` GPUs run at a time.
+    """Hand a plan to an engine, with Slurm as a job array of which ``plan.gpus`` GPUs run at a time.
 
     Parameters
     ----------
@@ -190,10 +189,8 @@ def submit(
                 **({"gpus_per_task": gpus_per_task, "ntasks_per_node": 1} if gpus_per_task else {}),
                 **{"time": _minutes(plan), **(parameters or {})},
             )
-            for i in range(0, len(numbers), _ARRAY):
-                with executor.batch():
-                    some = [executor.submit(Task(str(path), p)) for p in numbers[i : i + _ARRAY]]
-                jobs += some
+            with executor.batch():  # an array
+                jobs = [executor.submit(Task(str(path), packs)) for packs in numbers]
     except (RuntimeError, ValueError, TypeError, subprocess.SubprocessError) as error:
         raise ClusterError(f"{engine}: {error}") from error
     tasks = {

@@ -25,6 +25,7 @@ from llfc_core.training.recipe import Recipe, with_parents
 # A pack is not made shorter than this for balance's sake: a process starts, and reads its data.
 _WORTH_STARTING = 300.0
 _PACKS_PER_GPU = 20
+_PACKS = 1000  # in all: Slurm's arrays have 1,001 elements at most, unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ def make_plan(
     lanes
         Stacks that one of them trains side by side: 1 on a GPU, one a core on a CPU.
     rounds
-        Packs to a GPU. By default up to 20, and fewer if they would take less than 5 minutes.
+        Packs to a GPU. By default up to 20, and fewer if they would take less than 5 minutes, or
+        be more than 1,000 in all.
     """
     pieces = _pieces(list(dict.fromkeys(recipes)), costs)
     total = sum(piece.seconds for piece in pieces) / lanes
     if rounds is None:
-        rounds = max(1, min(_PACKS_PER_GPU, int(total / gpus / _WORTH_STARTING)))
+        most = min(_PACKS_PER_GPU, _PACKS // gpus)
+        rounds = max(1, min(most, int(total / gpus / _WORTH_STARTING)))
     # Number the heap's entries, so that equal loads are not decided by comparing what is in them.
     loads = [(0.0, i) for i in range(min(gpus * rounds, len(pieces)))]
     dealt: list[list[_Piece]] = [[] for _ in loads]
@@ -101,8 +104,7 @@ def make_plan(
             tuple(recipe for piece in packed for recipe in piece.recipes),
             max(sum(p.seconds for p in packed) / lanes, max(p.critical for p in packed)),
         )
-        for packed in dealt
-        if packed  # modes of no steps take no time, and leave some packs without any
+        for packed in _joined(dealt, min(_WORTH_STARTING, total / gpus / 2) * lanes)
     ]
     return Plan(
         tuple(sorted(packs, key=lambda p: -p.seconds)),
@@ -122,6 +124,21 @@ class _Piece:
     recipes: tuple[Recipe, ...]
     seconds: float
     critical: float
+
+
+def _joined(dealt: Iterable[list[_Piece]], least: float) -> list[list[_Piece]]:
+    """Packs that are too short for a process of their own, put together until they are not."""
+    joined: list[list[_Piece]] = []
+    lacking = 0.0  # seconds, of the last one
+    for packed in sorted(dealt, key=lambda packed: sum(p.seconds for p in packed)):
+        seconds = sum(piece.seconds for piece in packed)
+        if lacking > 0 and seconds < least:
+            joined[-1] += packed
+            lacking -= seconds
+        elif packed:
+            joined.append(packed)
+            lacking = least - seconds
+    return joined
 
 
 def _pieces(recipes: Sequence[Recipe], costs: Costs) -> list[_Piece]:

@@ -147,6 +147,20 @@ def test_cores_train_side_by_side():
     assert make_plan(recipes[:1], costs, 1, 4).makespan == pytest.approx(one.seconds / 8)
 
 
+def test_no_pack_is_too_short_to_start_a_process_for():
+    """But where the whole is short: then for half of a GPU's share."""
+    long = [tiny_recipe(i, net=CONV, epochs=300) for i in range(8)]
+    short = [tiny_recipe(i, net=CONV) for i in range(100, 140)]
+    for scale, least in ((1.0, 300), (0.01, None)):
+        costs = Costs(CUDA, TINY, {r.along(): scale for r in (long[0], short[0])})
+        plan = make_plan([*long, *short], costs, 8)
+        own = costs.seconds(short[0])
+        least = least or plan.seconds / 8 / 2
+        assert own < least
+        assert sum(pack.seconds < least for pack in plan.packs) <= 1
+        assert plan.makespan <= 1.1 * plan.bound
+
+
 def test_nothing_to_do_is_no_plan():
     plan = make_plan([], Costs(CPU, TINY), 4)
     assert plan.packs == ()
