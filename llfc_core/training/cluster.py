@@ -8,6 +8,7 @@ A task that is killed, preempted or out of time is requeued, and goes on from it
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -133,7 +134,7 @@ def submit(
     parameters: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 10.0,
 ) -> Submitted:
-    """Hand a plan to an engine, with Slurm as a job array of which ``plan.gpus`` GPUs run at a time.
+    """Hand a plan to an engine: Slurm gets a job array that keeps ``plan.gpus`` GPUs busy.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def submit(
         if engine == "local":
             executor = submitit.LocalExecutor(folder)
             for i, packs in enumerate(numbers):
-                gpus = list(range(i * each, i * each + gpus_per_task))
+                gpus = _visible()[i * each :][:gpus_per_task]
                 executor.update_parameters(
                     timeout_min=_LONG, gpus_per_node=len(gpus), visible_gpus=gpus
                 )
@@ -182,13 +183,15 @@ def submit(
         else:
             # It counts the times that a job ran out of time, and there may be many.
             executor = submitit.SlurmExecutor(folder, max_num_timeout=10_000)
-            executor.update_parameters(
-                job_name="llfc",
-                array_parallelism=max(1, plan.gpus // each),
-                additional_parameters={"requeue": True},
-                **({"gpus_per_task": gpus_per_task, "ntasks_per_node": 1} if gpus_per_task else {}),
-                **{"time": _minutes(plan), **(parameters or {})},
-            )
+            settings = {
+                "job_name": "llfc",
+                "time": _minutes(plan),
+                "array_parallelism": max(1, plan.gpus // each),
+                "additional_parameters": {"requeue": True},
+            }
+            if gpus_per_task:
+                settings |= {"gpus_per_task": gpus_per_task, "ntasks_per_node": 1}
+            executor.update_parameters(**settings | dict(parameters or {}))
             with executor.batch():  # an array
                 jobs = [executor.submit(Task(str(path), packs)) for packs in numbers]
     except (RuntimeError, ValueError, TypeError, subprocess.SubprocessError) as error:
@@ -256,6 +259,12 @@ def watch(
         if len(over) < len(submitted.tasks):
             time.sleep(every)
     return failed
+
+
+def _visible() -> list[int]:
+    """The numbers of this machine's GPUs, of those that the user lets be seen."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(map(int, names.split(","))) if names else list(range(torch.cuda.device_count()))
 
 
 def _minutes(plan: Plan) -> int:
