@@ -363,6 +363,21 @@ def test_finished_modes_stay_when_another_fails(bad, store, alone):
         ensure([bad], DATASET, store)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("bad", [NAN, POOR], ids=["nan", "poor"])
+def test_keeping_going_all_others_are_trained_before_it_is_said(bad, workers, store, alone):
+    """But for those that descend from what failed; and nothing waits for them."""
+    lost = spawn(NAN, Point(1), [Seeds(5, 7, 7)])
+    with pytest.raises(TrainingFailed) as raised:
+        ensure([*lost, bad, *ALL], DATASET, store, workers=workers, keep_going=True)
+    assert len(str(raised.value).splitlines()) == 2
+    assert bad.label() in str(raised.value)
+    assert lost[0].parent.label() in str(raised.value)
+    for mode in ensure(ALL, DATASET, store):
+        assert identical(mode.weights, alone[mode.recipe].weights)
+    assert len(store.keys()) == len(ALL) + 1
+
+
 @pytest.mark.usefixtures("stacks_of_four")
 def test_a_stacks_other_modes_stay_when_one_misses_its_floor(tmp_path):
     """Of three in a stack the first is made to fail, by a floor between their errors."""
