@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: phenomena test mutations bench lint clean
+.PHONY: phenomena test slurm-test mutations bench lint clean
 
 phenomena: .venv/installed
 	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest tests/ -m "not slow" $(PYTEST_ARGS)
+
+# On a Slurm of its own; skipped, with the reason, where none can be started. Minutes.
+slurm-test: .venv/installed
+	$(BIN)/python -m pytest tests/cluster -m slurm -v -rs $(PYTEST_ARGS)
 
 # Breaks the code one line at a time: some test must notice each.
 mutations: .venv/installed

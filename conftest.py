@@ -7,4 +7,5 @@ pytest_plugins = [
     "fixtures.measurements",
     "fixtures.reporting",
     "fixtures.scheduling",
+    "fixtures.training",
 ]

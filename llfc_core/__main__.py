@@ -3,32 +3,39 @@
 ``python -m llfc_core modes``: what the store holds; check it, or remove from it.
 ``python -m llfc_core check``: judge the claims on networks of your own.
 ``python -m llfc_core report``: draw the page of a ``results.json`` again, or compare two of them.
+``python -m llfc_core train``: train one pack of a plan, see `llfc_core.training.plan`.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llfc_core.check import check_row
 from llfc_core.data import DATASETS, DataError
+from llfc_core.job import stop
 from llfc_core.matching import METHODS
 from llfc_core.own import OwnPairError, one_line
 from llfc_core.report import ResultsError, read_results
 from llfc_core.store import CorruptEntry, Store, StoreError
 from llfc_core.store.entry import read_entry, read_manifest
 from llfc_core.targets import own_rows
-from llfc_core.training import cache_dir
+from llfc_core.training import TrainingFailed, cache_dir
+from llfc_core.training.cluster import ClusterError, train_pack
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status.
 
-    0: well. 1: something in the store is corrupt, a verdict is unexpected, or one changed. 2: bad
-    usage.
+    0: well. 1: something in the store is corrupt or a mode failed, a verdict is unexpected, or one
+    changed. 2: bad usage.
     """
     parser = argparse.ArgumentParser(
         prog="python -m llfc_core",
@@ -66,7 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     report.add_argument(
         "-o", type=Path, metavar="DIR", help="where the page goes (default: beside results.json)"
     )
+    train = commands.add_parser("train", help="train one pack of a plan into its store")
+    train.add_argument("plan", type=Path, help="plan.json, as `pytest --train-only` writes it")
+    train.add_argument("--pack", type=int, required=True, help="which, from 0")
     options = parser.parse_args(arguments)
+    if options.command == "train":
+        return _train(options.plan, options.pack)
     if options.command == "check":
         return _check(options)
     if options.command == "report":
@@ -96,6 +108,23 @@ def _report(options: argparse.Namespace) -> int:
         print(f'{error}: pip install "llfc-core[report]"', file=sys.stderr)
         return 2
     except (ResultsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(plan: Path, pack: int) -> int:
+    # Told to stop, it gives its locks back: others need not find out that it is gone.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, stop)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    try:
+        train_pack(plan, pack)
+    except (TrainingFailed, StoreError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ClusterError as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -217,12 +217,18 @@ def train_and_die(
 
 
 def train_and_log(
-    root: Path, recipes: Sequence[Recipe], log: Path, barrier: Any, workers: int
+    root: Path,
+    recipes: Sequence[Recipe],
+    log: Path,
+    barrier: Any,
+    workers: int,
+    lock_dir: Path | None = None,
 ) -> None:
-    """`ensure` in one of several processes.
+    """`ensure` in one of several processes, on a machine of its own if it has a ``lock_dir``.
 
     Each training appends its recipe to the log; the modes that came back go to ``<log>.<pid>``.
     """
+    on_machine(lock_dir)
     plain = modes_module.train
 
     def logged(stack: Sequence[Recipe], *args: Any, **kwargs: Any) -> Any:
@@ -242,9 +248,33 @@ def train_and_log(
     Path(f"{log}.{os.getpid()}").write_text(json.dumps(returned))
 
 
-def hold_lock(root: Path, name: str, held: Any) -> None:
+def on_machine(lock_dir: Path | None) -> None:
+    """In a child process: be on the machine that has its lock files there, by default on ours."""
+    os.environ.pop("LLFC_LOCK_DIR", None)
+    if lock_dir is not None:
+        os.environ["LLFC_LOCK_DIR"] = str(lock_dir)
+
+
+def train_without_locks(root: Path, recipes: Sequence[Recipe], log: Path, barrier: Any) -> None:
+    """As `train_and_log`, with locks that everybody gets, and all at the same step."""
+    Store.try_lock = lambda self, name: contextlib.nullcontext(True)  # type: ignore[assignment]
+    publish = Store.put
+
+    def put(self: Store, key: str, entry: Any) -> None:
+        barrier.wait(60)
+        publish(self, key, entry)
+
+    Store.put = put  # type: ignore[method-assign]
+    train_and_log(root, recipes, log, barrier, 1)
+
+
+def hold_lock(
+    root: Path, name: str, held: Any, everywhere: bool = True, lock_dir: Path | None = None
+) -> None:
     """Take a lock, say so, and keep it until killed."""
-    with Store(root).try_lock(name) as mine:
+    on_machine(lock_dir)
+    store = Store(root)
+    with (store.try_lock if everywhere else store.try_lock_here)(name) as mine:
         if mine:
             held.set()
         signal.pause()

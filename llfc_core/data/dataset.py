@@ -39,6 +39,15 @@ class Split:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Size:
+    """As much of a data set as the cost of training on it depends on."""
+
+    n_train: int
+    shape: tuple[int, int, int]
+    classes: int
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A train and a test split on one device. Shared by all who load it: never write to it.
@@ -83,6 +92,10 @@ class Dataset:
         """``(C, H, W)`` of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def size(self) -> Size:
+        return Size(len(self.train.labels), self.shape, self.classes)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from llfc_core.data import cifar10, idx, mnist5k, tiny_imagenet
-from llfc_core.data.dataset import Dataset
+from llfc_core.data.dataset import Dataset, Size
 from llfc_core.data.files import default_data_dir
 
 _LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
@@ -20,6 +20,14 @@ _LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
     "tiny-imagenet": tiny_imagenet.load,
 }
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
+# For plans of what is to be trained where the data is not.
+SIZES: dict[str, Size] = {
+    "mnist5k": Size(4_000, (1, 28, 28), 10),
+    "mnist": Size(60_000, (1, 28, 28), 10),
+    "fashion-mnist": Size(60_000, (1, 28, 28), 10),
+    "cifar10": Size(50_000, (3, 32, 32), 10),
+    "tiny-imagenet": Size(100_000, (3, 64, 64), 200),
+}
 
 _loaded: dict[tuple[str, Path, torch.device], Dataset] = {}
 _loading = threading.Lock()  # modes are trained in threads, and one read is enough

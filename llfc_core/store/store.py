@@ -2,7 +2,7 @@
 
     <root>/modes/<key>/                finished entries
     <root>/checkpoints/<key>/<step>/   unfinished ones, to resume a killed training from
-    <root>/locks/                      a lock file per key; the system frees a dead owner's lock
+    <root>/locks/                      who is training what, see `llfc_core.store.lock`
     <root>/tmp/                        entries being written; renamed into place when complete
     <root>/quarantine/                 entries that failed a check, kept for a look
 
@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import socket
-import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from llfc_core.store.entry import CorruptEntry, Entry, read_entry, sync_directory, write_entry
+from llfc_core.store.lock import Locks
 
 
 class StoreError(RuntimeError):
@@ -33,10 +30,15 @@ class StoreError(RuntimeError):
 
 
 class Store:
-    """A store at ``root``, which need not exist yet. Any number of processes may share it."""
+    """A store at ``root``, which need not exist yet. Any number of processes may share it.
 
-    def __init__(self, root: Path | str) -> None:
+    They may run on several machines, if the directory is one that all of them see. A machine that
+    was not heard of for ``lease_seconds`` is held to be dead: what it was training, others may.
+    """
+
+    def __init__(self, root: Path | str, *, lease_seconds: float = 120.0) -> None:
         self.root = Path(root).expanduser().resolve()
+        self.locks = Locks(self.root / "locks", lease_seconds)
 
     # ---- finished entries -------------------------------------------------------------------
 
@@ -100,6 +102,10 @@ class Store:
             if earlier < step:
                 shutil.rmtree(folder / str(earlier), ignore_errors=True)
 
+    def checkpoint_step(self, key: str) -> int | None:
+        """The step of the latest checkpoint, unchecked, or None."""
+        return max(self._steps(self.root / "checkpoints" / key), default=None)
+
     def drop_checkpoints(self, key: str) -> None:
         shutil.rmtree(self.root / "checkpoints" / key, ignore_errors=True)
 
@@ -107,37 +113,23 @@ class Store:
 
     @contextlib.contextmanager
     def try_lock(self, name: str) -> Iterator[bool]:
-        """Hold the lock of a name, if nobody else does; yields whether it is held.
-
-        The lock is the operating system's: it ends with the process that holds it.
-        """
-        with self._changing("lock in"):
-            folder = self.root / "locks"
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock", is_singleton=False, thread_local=False)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                held = False
-            else:
-                held = True
-                owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-                with contextlib.suppress(OSError):  # only said to those who wait
-                    (folder / f"{name}.owner").write_text(json.dumps(owner))
-        try:
+        """Hold the lock of a name, if nobody else does; yields whether it is held."""
+        with contextlib.ExitStack() as stack:
+            with self._changing("lock in"):
+                held = stack.enter_context(self.locks.everywhere(name))
             yield held
-        finally:
-            if held:
-                lock.release()
+
+    @contextlib.contextmanager
+    def try_lock_here(self, name: str) -> Iterator[bool]:
+        """As `try_lock`, but against processes of this machine alone."""
+        with contextlib.ExitStack() as stack:
+            with self._changing("lock in"):
+                held = stack.enter_context(self.locks.here(name))
+            yield held
 
     def owner(self, name: str) -> str:
-        """Who last took a lock, for a waiting line: 'process 123 on host, since 14:05:12'."""
-        try:
-            owner = json.loads((self.root / "locks" / f"{name}.owner").read_text())
-            since = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
-            return f"process {owner['pid']} on {owner['host']}, since {since}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"
+        """Who holds a lock, for a waiting line: 'process 123 on host, since 14:05:12'."""
+        return self.locks.owner(name)
 
     # ---- inside -----------------------------------------------------------------------------
 

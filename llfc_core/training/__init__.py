@@ -1,21 +1,32 @@
 """Recipes, modes, and the engine and fleet that turn the one into the other."""
 
+from llfc_core.training.cost import Costs, expected_seconds
 from llfc_core.training.engine import ENGINE_VERSION, TrainingFailed, evaluate
 from llfc_core.training.modes import (
     Mode,
     cache_dir,
     ensure,
-    expected_seconds,
     missing,
     mode_key,
 )
+from llfc_core.training.plan import Plan, make_plan
 from llfc_core.training.progress import Progress
-from llfc_core.training.recipe import Optimiser, Point, Recipe, Schedule, Seeds, spawn
+from llfc_core.training.recipe import (
+    Optimiser,
+    Point,
+    Recipe,
+    Schedule,
+    Seeds,
+    spawn,
+    with_parents,
+)
 
 __all__ = [
     "ENGINE_VERSION",
+    "Costs",
     "Mode",
     "Optimiser",
+    "Plan",
     "Point",
     "Progress",
     "Recipe",
@@ -26,7 +37,9 @@ __all__ = [
     "ensure",
     "evaluate",
     "expected_seconds",
+    "make_plan",
     "missing",
     "mode_key",
     "spawn",
+    "with_parents",
 ]

@@ -8,24 +8,22 @@ for. A worker that is killed loses its locks, and the next one goes on from its 
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from llfc_core.data import Dataset
 from llfc_core.machine import cores, device_name
-from llfc_core.nets import Net, build
+from llfc_core.nets import build
 from llfc_core.store import Entry, Store
 from llfc_core.training.engine import (
     ENGINE_VERSION,
@@ -37,7 +35,9 @@ from llfc_core.training.engine import (
     train,
 )
 from llfc_core.training.progress import Progress
-from llfc_core.training.recipe import Recipe
+from llfc_core.training.recipe import Recipe, with_parents
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,39 +79,9 @@ def missing(
     """The recipes, parents included and first, that have no entry in the store (unchecked)."""
     return [
         recipe
-        for recipe in _with_parents(recipes)
+        for recipe in with_parents(recipes)
         if not store.path(mode_key(recipe, dataset, device)).exists()
     ]
-
-
-def expected_seconds(recipes: Sequence[Recipe], dataset: Dataset, device: torch.device) -> float:
-    """A guess at the training time of recipes on this machine, for those who wait.
-
-    It counts the floating-point operations of an image forward, and twice as many backward.
-    """
-    total = 0.0
-    for recipe in recipes:
-        first, last = recipe.span(len(dataset.train.labels))
-        work = 3 * _forward_flops(recipe.net, dataset.shape, dataset.classes) * recipe.batch_size
-        kind = "convolutional" if recipe.net.convolutional else "linear"
-        total += (last - first) * work / _NOMINAL_FLOPS[device.type, kind]
-    return total / (cores() if device.type == "cpu" else 1)
-
-
-@cache
-def _forward_flops(net: Net, shape: tuple[int, ...], classes: int) -> int:
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build(net, shape, classes).eval()(torch.empty(1, *shape))
-    return counter.get_total_flops()
-
-
-# Floating-point operations a second that training of small networks reaches, a core or a GPU.
-_NOMINAL_FLOPS = {
-    ("cpu", "linear"): 8e10,
-    ("cpu", "convolutional"): 4e10,
-    ("cuda", "linear"): 5e12,
-    ("cuda", "convolutional"): 5e13,
-}
 
 
 def ensure(
@@ -124,6 +94,7 @@ def ensure(
     workers: int | None = None,
     retrain_before: float | None = None,
     checkpoint_seconds: float = 10.0,
+    keep_going: bool = False,
 ) -> list[Mode]:
     """The modes of ``recipes``, in their order: from the store, or trained into it.
 
@@ -138,6 +109,8 @@ def ensure(
         Entries that were finished before this moment (seconds since the epoch) are trained anew.
     checkpoint_seconds
         Save a checkpoint at the first end of an epoch after so many seconds.
+    keep_going
+        Where a mode fails, train all that do not descend from it before raising.
 
     Raises
     ------
@@ -149,28 +122,16 @@ def ensure(
     """
     device = torch.device(device)
     fleet = _Fleet(
-        recipes=_with_parents(recipes),
+        recipes=with_parents(recipes),
         dataset=dataset.to(device),
         store=store,
         device=device,
         retrain_before=retrain_before,
         checkpoint_seconds=checkpoint_seconds,
+        keep_going=keep_going,
     )
     modes = fleet.run(progress, workers or (cores() if device.type == "cpu" else 1))
     return [modes[fleet.key(recipe)] for recipe in recipes]
-
-
-def _with_parents(recipes: Iterable[Recipe]) -> list[Recipe]:
-    """Each recipe once, after its parent."""
-    ordered: dict[Recipe, None] = {}
-    for recipe in recipes:
-        line = []
-        ancestor: Recipe | None = recipe
-        while ancestor is not None:
-            line.append(ancestor)
-            ancestor = ancestor.parent
-        ordered.update(dict.fromkeys(reversed(line)))
-    return list(ordered)
 
 
 class _Stopped(Exception):
@@ -187,8 +148,10 @@ class _Fleet:
     device: torch.device
     retrain_before: float | None
     checkpoint_seconds: float
+    keep_going: bool
     modes: dict[str, Mode] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    failed: dict[str, TrainingFailed] = field(default_factory=dict)
     failure: BaseException | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
     display: Progress | None = None
@@ -229,6 +192,8 @@ class _Fleet:
                 self.display.close()
         if self.failure is not None:
             raise self.failure
+        if self.failed:
+            raise TrainingFailed("\n".join(map(str, self.failed.values())))
         return self.modes
 
     # ---- a worker ---------------------------------------------------------------------------
@@ -237,6 +202,7 @@ class _Fleet:
         # This thread's operations use one core: the sums, and so the weights, then do not depend
         # on how many cores there are, and one mode a core is faster than all cores on one mode.
         torch.set_num_threads(1)
+        patience = 0.1
         try:
             while self.failure is None and not self._finished():
                 with ExitStack() as locks:
@@ -246,8 +212,10 @@ class _Fleet:
                             self._train(stack)
                         finally:
                             self._release(stack)
+                        patience = 0.1
                         continue
-                self._wait()
+                self._wait(patience)
+                patience = min(2 * patience, 2.0)  # every look costs a shared store's server
         except _Stopped:
             pass
         except BaseException as error:
@@ -265,20 +233,27 @@ class _Fleet:
 
     def _finished(self) -> bool:
         with self.changed:
-            return all(self.key(r) in self.modes for r in self.recipes)
+            return all(self.key(r) in self.modes or self._doomed(r) for r in self.recipes)
 
-    def _wait(self) -> None:
+    def _doomed(self, recipe: Recipe | None) -> bool:
+        """Whether training failed, its own or that of one it descends from."""
+        while recipe is not None and self.failed:
+            if self.key(recipe) in self.failed:
+                return True
+            recipe = recipe.parent
+        return False
+
+    def _wait(self, seconds: float) -> None:
         """Until something changes here, or for a while: other processes cannot notify us."""
         with self.changed:
-            elsewhere = [
-                r for r in self.recipes if self.key(r) not in self.modes.keys() | self.taken
-            ]
+            here = self.modes.keys() | self.taken
+            elsewhere = [r for r in self.recipes if self.key(r) not in here and not self._doomed(r)]
         elsewhere = [r for r in elsewhere if not self._stored(r, elsewhere=True)]
         with self.changed:
             if elsewhere and self.display:
                 recipe = elsewhere[0]
                 self.display.waiting(f"{recipe.label()}: {self.store.owner(self.key(recipe))}")
-            self.changed.wait(0.2)
+            self.changed.wait(seconds)
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:
@@ -286,7 +261,7 @@ class _Fleet:
         with ExitStack() as stack:
             places = range(cores()) if self.device.type == "cpu" else ()
             for i in places:
-                if stack.enter_context(self.store.try_lock(f"core-{socket.gethostname()}-{i}")):
+                if stack.enter_context(self.store.try_lock_here(f"core-{i}")):
                     break
             else:
                 yield not places
@@ -308,7 +283,8 @@ class _Fleet:
             )
             with self.changed:
                 ready = recipe.parent is None or self.key(recipe.parent) in self.modes
-                if key in self.modes or key in self.taken or not ready or not alike:
+                settled = key in self.modes or key in self.taken or self._doomed(recipe)
+                if settled or not ready or not alike:
                     continue
                 self.taken.add(key)
             mine = locks.enter_context(self.store.try_lock(key))
@@ -364,11 +340,14 @@ class _Fleet:
     # ---- training ---------------------------------------------------------------------------
 
     def _train(self, stack: list[Recipe]) -> None:
-        starts = [self._start(recipe) for recipe in stack]
+        begun = [(recipe, *self._start(recipe)) for recipe in stack]
         # Checkpoints of different age cannot share a stack: take those that are furthest behind.
-        first = min(s.step for s in starts)
-        stack = [r for r, s in zip(stack, starts, strict=True) if s.step == first]
-        starts = [s for s in starts if s.step == first]
+        first = min(state.step for _, state, _ in begun)
+        begun = [b for b in begun if b[1].step == first]
+        stack, starts = [b[0] for b in begun], [b[1] for b in begun]
+        spent = [b[2] for b in begun]
+        for recipe in stack:
+            _log.info("%.12s %s: begun at step %d", self.key(recipe), recipe.label(), first)
         began = saved = time.monotonic()
         failures: dict[int, TrainingFailed] = {}
 
@@ -384,14 +363,22 @@ class _Fleet:
             if self.display:
                 self.display.advance(len(stack))
 
+        def facts(place: int) -> dict[str, Any]:
+            """A mode's share of the time, that before a checkpoint included."""
+            seconds = spent[place] + (time.monotonic() - began) / len(stack)
+            return {"seconds": seconds, "stack": len(stack)}
+
         def on_epoch(states: Callable[[], list[TrainingState]]) -> None:
             nonlocal saved
             if time.monotonic() - saved >= self.checkpoint_seconds:
                 for place, state in enumerate(states()):
                     if place not in failures:
                         recipe = stack[place]
+                        groups = {"weights": state.model, "optimiser": state.optimiser}
                         self.store.put_checkpoint(
-                            self.key(recipe), state.step, self._entry(recipe, state, {})
+                            self.key(recipe),
+                            state.step,
+                            self._entry(recipe, state.step, groups, facts(place)),
                         )
                 saved = time.monotonic()
 
@@ -401,41 +388,46 @@ class _Fleet:
                 for r, s in zip(stack, starts, strict=True)
             )
             self.display.advance(skipped)
-        states = train(
-            stack,
-            self.dataset,
-            starts,
-            self.device,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            on_failure=on_failure,
-        )
-        seconds = (time.monotonic() - began) / len(stack)
+        try:
+            states = train(
+                stack,
+                self.dataset,
+                starts,
+                self.device,
+                on_step=on_step,
+                on_epoch=on_epoch,
+                on_failure=on_failure,
+            )
+        except TrainingFailed:  # of all of them
+            states = []
+        known = [facts(place) for place in range(len(stack))]
         for place, state in enumerate(states):
             if place in failures:
                 continue
             try:
-                self._publish(stack[place], state, seconds)
+                self._publish(stack[place], state, known[place])
             except TrainingFailed as error:  # of this mode; the others of the stack are kept
                 failures[place] = error
-        if failures:
+        with self.changed:
+            self.failed |= {self.key(stack[place]): error for place, error in failures.items()}
+        if failures and not self.keep_going:
             raise next(iter(failures.values()))
 
-    def _start(self, recipe: Recipe) -> TrainingState:
-        """A checkpoint, else the parent's end, else θ⁽⁰⁾."""
+    def _start(self, recipe: Recipe) -> tuple[TrainingState, float]:
+        """A checkpoint and the seconds it took so far, else the parent's end, else θ⁽⁰⁾."""
         entry = self.store.get_checkpoint(self.key(recipe))
         if entry is not None and entry.facts.get("key") == self.key(recipe):
-            return _state(entry)
+            return _state(entry), entry.facts.get("seconds", 0.0)
         if recipe.parent is not None:
             parent = self.store.get(self.key(recipe.parent))
             if parent is None:
                 raise TrainingFailed(
                     f"the parent of {recipe.label()} was in the store and is gone; run again"
                 )
-            return _state(parent)
-        return initial_state(recipe, self.dataset)
+            return _state(parent), 0.0
+        return initial_state(recipe, self.dataset), 0.0
 
-    def _publish(self, recipe: Recipe, state: TrainingState, seconds: float) -> None:
+    def _publish(self, recipe: Recipe, state: TrainingState, facts: dict[str, Any]) -> None:
         key = self.key(recipe)
         problem = None
         if not all(bool(torch.isfinite(v).all()) for v in state.model.values()):
@@ -460,29 +452,33 @@ class _Fleet:
             "test_loss": test_loss,
             "train_error": train_error,
             "train_loss": train_loss,
-            "seconds": seconds,
+            **facts,
             "finished": time.time(),
             "device": device_name(self.device),
             "torch": torch.__version__,
         }
-        self.store.put(key, self._entry(recipe, state, facts))
+        groups = {"weights": state.model}
+        # Only spawning and resuming need the optimiser, and it is twice the size of the weights.
+        if recipe.stop is not None:
+            groups["optimiser"] = state.optimiser
+        self.store.put(key, self._entry(recipe, state.step, groups, facts))
+        _log.info(
+            "%.12s %s: trained to step %d in %.0f s, test error %.2f%%",
+            *(key, recipe.label(), state.step, facts["seconds"], test_error),
+        )
         if not self._stored(recipe):
             raise TrainingFailed(f"{recipe.label()} was written but cannot be read back")
 
-    def _entry(self, recipe: Recipe, state: TrainingState, facts: dict[str, Any]) -> Entry:
-        groups = {"weights": state.model}
-        # Only spawning and resuming need the optimiser, and it is twice the size of the weights.
-        if recipe.stop is not None or not facts:
-            groups["optimiser"] = state.optimiser
-        parent = None if recipe.parent is None else self.key(recipe.parent)
-        facts = {
+    def _entry(
+        self, recipe: Recipe, step: int, groups: dict[str, dict[str, Tensor]], facts: dict[str, Any]
+    ) -> Entry:
+        known = {
             "key": self.key(recipe),
             "recipe": recipe.to_dict(),
-            "parent": parent,
-            "step": state.step,
-            **facts,
+            "parent": None if recipe.parent is None else self.key(recipe.parent),
+            "step": step,
         }
-        return Entry(groups, facts)
+        return Entry(groups, known | facts)
 
 
 def _state(entry: Entry) -> TrainingState:

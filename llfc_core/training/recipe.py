@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -193,6 +194,30 @@ class Recipe:
         """JSON-able and complete; equal recipes give equal dictionaries."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote.
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is none: something is missing, unknown or impossible.
+        """
+        parts = dict(content)
+        for name, part in (
+            ("net", Net),
+            ("optimiser", Optimiser),
+            ("seeds", Seeds),
+            ("schedule", Schedule),
+            ("augmentation", Augmentation),
+            ("stop", Point),
+        ):
+            if parts.get(name) is not None:
+                parts[name] = part(**_tuples(parts[name]))
+        if parts.get("parent") is not None:
+            parts["parent"] = Recipe.from_dict(parts["parent"])
+        return Recipe(**parts)
+
     def key(self, **context: Any) -> str:
         """sha256 (64 hex digits) of the canonical recipe and of ``context``, JSON-able too.
 
@@ -208,6 +233,19 @@ class Recipe:
         return f"{name} to {self.stop}" if self.stop is not None else name
 
 
+def with_parents(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Each recipe once, after its parent."""
+    ordered: dict[Recipe, None] = {}
+    for recipe in recipes:
+        line = []
+        ancestor: Recipe | None = recipe
+        while ancestor is not None:
+            line.append(ancestor)
+            ancestor = ancestor.parent
+        ordered.update(dict.fromkeys(reversed(line)))
+    return list(ordered)
+
+
 def spawn(base: Recipe, at: Point, children: list[Seeds]) -> list[Recipe]:
     """Recipes of children that part from ``base`` at a point (the paper's k) and end as it would.
 
@@ -219,6 +257,11 @@ def spawn(base: Recipe, at: Point, children: list[Seeds]) -> list[Recipe]:
         replace(base, seeds=replace(seeds, init=base.seeds.init), parent=parent)
         for seeds in children
     ]
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists alone, and what is frozen must be hashable."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def _make_floats(instance: object, *names: str) -> None:

@@ -288,7 +288,7 @@ def test_a_lock_excludes_other_processes_and_dies_with_its_holder(store):
 def test_an_owner_that_cannot_be_read_is_another_process(store, text):
     assert store.owner("key") == "another process"
     with store.try_lock("key"):
-        (store.root / "locks" / "key.owner").write_text(text)
+        (store.root / "locks" / "key" / "0").write_text(text)
         assert store.owner("key") == "another process"
 
 

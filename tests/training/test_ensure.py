@@ -25,6 +25,7 @@ from llfc_core.training import (
     mode_key,
     spawn,
 )
+from llfc_core.training import cost as cost_module
 from llfc_core.training import engine as engine_module
 from llfc_core.training import modes as modes_module
 from tests.helpers import Silent, content, identical, tiny_dataset, tiny_recipe
@@ -165,7 +166,7 @@ def test_expected_seconds_count_each_use_of_a_weight():
 
 
 def test_the_work_of_a_network_is_twice_its_products():
-    assert modes_module._forward_flops(Net("mlp", (16, 12)), (1, 8, 8), 4) == 2 * (
+    assert cost_module._forward_flops(Net("mlp", (16, 12)), (1, 8, 8), 4) == 2 * (
         64 * 16 + 16 * 12 + 12 * 4
     )
 
@@ -360,6 +361,21 @@ def test_finished_modes_stay_when_another_fails(bad, store, alone):
         assert identical(mode.weights, alone[mode.recipe].weights)
     with pytest.raises(TrainingFailed):
         ensure([bad], DATASET, store)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("bad", [NAN, POOR], ids=["nan", "poor"])
+def test_keeping_going_all_others_are_trained_before_it_is_said(bad, workers, store, alone):
+    """But for those that descend from what failed; and nothing waits for them."""
+    lost = spawn(NAN, Point(1), [Seeds(5, 7, 7)])
+    with pytest.raises(TrainingFailed) as raised:
+        ensure([*lost, bad, *ALL], DATASET, store, workers=workers, keep_going=True)
+    assert len(str(raised.value).splitlines()) == 2
+    assert bad.label() in str(raised.value)
+    assert lost[0].parent.label() in str(raised.value)
+    for mode in ensure(ALL, DATASET, store):
+        assert identical(mode.weights, alone[mode.recipe].weights)
+    assert len(store.keys()) == len(ALL) + 1
 
 
 @pytest.mark.usefixtures("stacks_of_four")

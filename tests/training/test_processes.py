@@ -23,10 +23,12 @@ from tests.helpers import (
     finish,
     hold_lock,
     identical,
+    quarantined,
     start,
     tiny_dataset,
     tiny_recipe,
     train_and_log,
+    train_without_locks,
 )
 
 CPU = torch.device("cpu")
@@ -40,13 +42,22 @@ OTHERS = [
 RECIPES = [*CHILDREN, *OTHERS]
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one-machine", "four-machines"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_four_processes_on_a_cold_store_train_each_mode_once(workers, tmp_path):
+def test_four_processes_on_a_cold_store_train_each_mode_once(workers, apart, tmp_path):
     root, log = tmp_path / "store", tmp_path / "log"
     gate = barrier(4)
     children = [
         # Each asks in another order.
-        start(train_and_log, root, RECIPES[i:] + RECIPES[:i], log, gate, workers)
+        start(
+            train_and_log,
+            root,
+            RECIPES[i:] + RECIPES[:i],
+            log,
+            gate,
+            workers,
+            tmp_path / f"machine-{i}" if apart else None,
+        )
         for i in range(4)
     ]
     assert [finish(child) for child in children] == [0] * 4
@@ -61,6 +72,22 @@ def test_four_processes_on_a_cold_store_train_each_mode_once(workers, tmp_path):
         assert len(got) == len(RECIPES)
         assert dict(got) == expected
     assert not list((root / "tmp").iterdir())
+
+
+def test_without_any_lock_nothing_is_lost(tmp_path):
+    """Two processes train everything at once, side by side: what is kept needs no lock."""
+    root, log = tmp_path / "store", tmp_path / "log"
+    gate = barrier(2)
+    children = [start(train_without_locks, root, RECIPES, log, gate) for _ in range(2)]
+    assert [finish(child) for child in children] == [0, 0]
+    assert len(log.read_text().splitlines()) > len(RECIPES) + 1, "they have not met"
+    for mode in ensure(RECIPES, DATASET, Store(tmp_path / "alone")):
+        entry = Store(root).get(mode.key)
+        assert entry is not None
+        assert identical(entry.groups["weights"], mode.weights)
+    assert not quarantined(Store(root))
+    assert not list((root / "tmp").iterdir())
+    assert not list((root / "checkpoints").glob("*/*"))
 
 
 class Waiter(Silent):
@@ -186,10 +213,11 @@ def test_a_child_waits_for_a_parent_that_another_process_trains(tmp_path):
 def test_no_more_modes_train_at_once_than_there_are_cores(tmp_path, expected):
     """Whichever processes ask: here another one has taken every core."""
     store = Store(tmp_path / "store")
-    names = [f"core-{socket.gethostname()}-{i}" for i in range(cores())]
+    names = [f"core-{i}" for i in range(cores())]
     events = [event() for _ in names]
     holders = [
-        start(hold_lock, store.root, name, held) for name, held in zip(names, events, strict=True)
+        start(hold_lock, store.root, name, held, False)
+        for name, held in zip(names, events, strict=True)
     ]
     assert all(held.wait(60) for held in events)
     waiter = Waiter(lambda: os.kill(holders[-1].pid, signal.SIGKILL))

@@ -145,6 +145,40 @@ def test_the_dictionary_goes_through_json_unchanged():
     assert FULL.to_dict()["parent"]["stop"] == {"epochs": 1, "steps": 1}
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        FULL,
+        FULL.parent,
+        *(recipe for name, recipe in VARIANTS.items() if not name.startswith("number")),
+        tiny_recipe(net=Net("resnet20", norm="layer", shortcut="conv3x3", shrink=2)),
+    ],
+    ids=lambda recipe: recipe.key()[:6],
+)
+def test_a_recipe_comes_back_from_json(recipe):
+    again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert hash(again) == hash(recipe)
+    assert again.key() == recipe.key()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content.pop("net"),
+        lambda content: content.update(colour="red"),
+        lambda content: content["seeds"].pop("init"),
+        lambda content: content["net"].update(name="lenet"),
+        lambda content: content["parent"].update(stop=None),
+    ],
+)
+def test_what_is_no_recipe_is_refused(spoil):
+    content = FULL.to_dict()
+    spoil(content)
+    with pytest.raises((ValueError, TypeError)):
+        Recipe.from_dict(content)
+
+
 def test_the_key_is_the_hash_of_the_dictionary_and_the_context():
     text = json.dumps({"engine": 1, "recipe": FULL.to_dict()}, sort_keys=True)
     assert FULL.key(engine=1) == hashlib.sha256(text.encode()).hexdigest()

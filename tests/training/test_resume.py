@@ -302,3 +302,18 @@ def test_a_parent_that_vanishes_is_an_error_that_says_so(tmp_path: Path, monkeyp
     monkeypatch.setattr(Store, "get_checkpoint", get_checkpoint)
     with pytest.raises(TrainingFailed, match="run again"):
         ensure([child], DATASET, store)
+
+
+def test_the_time_before_a_stop_counts(tmp_path):
+    """A mode's seconds are what plans go by."""
+    recipe, store = KINDS["adam"], Store(tmp_path)
+    stopped([recipe], store, 25)
+    key = mode_key(recipe, DATASET, CPU)
+    checkpoint = store.get_checkpoint(key)
+    assert checkpoint is not None
+    assert 0 < checkpoint.facts["seconds"] < 1000
+    store.drop_checkpoints(key)
+    store.put_checkpoint(key, 20, Entry(checkpoint.groups, checkpoint.facts | {"seconds": 1000.0}))
+    [mode] = ensure([recipe], DATASET, store)
+    assert 1000 < mode.facts["seconds"] < 2000
+    assert mode.facts["stack"] == 1
