@@ -51,8 +51,8 @@ class Named:
             A before any training, and early in it.
     batches
         ``(inputs, labels)``, as `llfc_core.metrics.measure` has them; gone through for each pair.
-    loss, guessing
-        As `llfc_core.metrics.measure` has them.
+    loss, guessing, parts
+        As `llfc_core.metrics.measure` has them; parts by default what claims ask of such a pair.
     modes
         Keys of the modes, where they and the name say all about the pair.
     """
@@ -63,6 +63,7 @@ class Named:
     modes: tuple[str, ...] = ()
     loss: Loss | None = None
     guessing: float = math.nan
+    parts: tuple[Part, ...] | None = None
 
     def inputs(self, count: int) -> Tensor:
         """The first ``count`` inputs, or all if there are fewer."""
@@ -102,14 +103,15 @@ def measure_pairs(
         key = (which.name, *which.modes)
         if which.modes and key in known:
             return known[key]
-        parts = _PARTS.get(which.name, _PAIRS)
+        parts = which.parts if which.parts is not None else _PARTS.get(which.name, _PAIRS)
         at_output = which.name.endswith("re-estimated")
         result = measure(
             replace(which.pair, module=copy.deepcopy(which.pair.module)),
             which.batches,
             loss=which.loss,
             guessing=which.guessing,
-            alphas=alphas if at_output or parts is _PAIRS else (),  # () is the ends alone
+            # () is the ends alone
+            alphas=alphas if at_output or which.name not in _PARTS else (),
             layers=[] if at_output else layers,
             parts=parts,
             device=device,

@@ -24,7 +24,7 @@ from llfc_core.claims import Claim
 from llfc_core.evidence import Named
 from llfc_core.features import Layer, Taps, flatten
 from llfc_core.matching import METHODS, derive_spec, match
-from llfc_core.metrics import ALPHAS
+from llfc_core.metrics import ALPHAS, PARTS, Part
 from llfc_core.metrics.measure import Loss
 from llfc_core.metrics.points import Points
 from llfc_core.pairs import ModePair, State, check_states, interpolate
@@ -33,6 +33,7 @@ Weights = nn.Module | State
 # (inputs, targets), a data set, or batches of (inputs, targets) that can be read again and again.
 Data = tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any]
 
+_PARTS: tuple[Part, ...] = tuple(part for part in PARTS if part != "ranks")
 TRIAL = 3  # data points that tell whether a network can be measured at all
 
 
@@ -197,7 +198,15 @@ class OwnPair:
                 pairs["untrained"] = ModePair("untrained", network, initial, early)
         guessing = math.nan if self.loss is None else self._guessing(network, a)
         return [
-            Named(name, pair, self.batches, loss=self.loss, guessing=guessing)
+            Named(
+                name,
+                pair,
+                self.batches,
+                loss=self.loss,
+                guessing=guessing,
+                # Ranks are of "training", and dear where features are wide.
+                parts=_PARTS if name in ("linked", "independent") else None,
+            )
             for name, pair in pairs.items()
         ], facts
 

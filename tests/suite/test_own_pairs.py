@@ -119,6 +119,7 @@ def checkpoints(place: Path) -> Ran:
     )
 
 
+@pytest.mark.slow  # the same rows are made in tests/test_targets.py
 def test_checkpoints_are_matched_first(checkpoints: Ran, place: Path) -> None:
     c, d, data = apart()
     ours = check_pair(c, d, data, match="weight")
