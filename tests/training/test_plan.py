@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def family(base: Recipe, seed: int, children: int) -> list[Recipe]:
     return spawn(base, Point(epochs=1), [Seeds(seed, seed, 1000 + i) for i in range(children)])
 
 
+@cache
 def mix(n: int, seed: int, kinds: int = 30) -> tuple[list[Recipe], Costs]:
     """About n modes of networks whose steps cost from microseconds to seconds, measured on a GPU.
 
@@ -208,7 +210,7 @@ def calls(function: Callable[[], object]) -> int:
 
 def test_planning_is_linear_in_the_modes():
     """The exponent of n in the number of calls, by least squares on the logarithms."""
-    sizes = [625, 1250, 2500, 5000, 10_000]
+    sizes = [625, 1250, 2500, 5000]
     points = []
     for n in sizes:
         recipes, costs = mix(n, seed=0)
