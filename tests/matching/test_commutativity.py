@@ -281,11 +281,13 @@ def test_no_permutation_is_better(seed: int) -> None:
     assert found.objective[-1] <= objective.value(best) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(name, "both") for name in CASES] + [("residual", v) for v in VARIANTS if v != "both"],
+)
 def test_never_worse_than_any_start(name: str, variant: Any) -> None:
     module, its_spec, a, b, data = case(name, 5)
-    run: dict[str, Any] = {"seed": 5, "restarts": 2, "variant": variant, "max_iterations": 4}
+    run: dict[str, Any] = {"seed": 5, "restarts": 2, "variant": variant, "max_iterations": 3}
     start = its_spec.random(torch.Generator().manual_seed(5))
     found = match_commutativity(a, b, its_spec, module, data, start=start, **run)
     objective = commutativity_objective(a, b, its_spec, module, data)

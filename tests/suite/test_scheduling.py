@@ -93,7 +93,7 @@ class Config:
     """As much of a pytest configuration as choosing a scheduler takes."""
 
     def __init__(self, settings: tuple[Setting, ...], dist: str, workers: int) -> None:
-        self.stash = {RUN: SimpleNamespace(settings=settings)}
+        self.stash = {RUN: SimpleNamespace(all_settings=settings)}
         self.options = {"dist": dist, "tx": [f"{workers}*popen"]}
 
     def getoption(self, name: str) -> Any:
