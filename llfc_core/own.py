@@ -324,6 +324,7 @@ class OwnRow:
 
     @property
     def title(self) -> str:
+        """The network, how A and B are linked, and the id."""
         network = type(self.first.network).__name__
         how = f"{self.first.match}-matched" if self.first.match else self.first.link
         return f"{network}, {how} ({self.id})"

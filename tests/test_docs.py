@@ -113,6 +113,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_pytest_commands_collect(tmp_path: Path) -> None:
     found = [c for page in PAGES for c in commands(page) if c.startswith("pytest ")]
     assert len(found) > 10

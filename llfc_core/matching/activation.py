@@ -143,6 +143,7 @@ def _inputs(batch: Any) -> Tensor:
 
 
 def device_of(state: State) -> torch.device:
+    """The device of a state dict, by its first tensor."""
     return next(iter(state.values())).device
 
 

@@ -259,6 +259,7 @@ class Trace:
         return axes
 
     def by_row(self, weight: Tensor, axis: int, on: int) -> bool:
+        """Give an axis units of its own for each index of another axis; whether they have them."""
         entry = self._entries.get(id(weight))
         if entry is not None and entry.axes is None and weight.shape[axis] > 1:
             axes = list(self._state(entry))

@@ -74,6 +74,7 @@ class Progress:
             self._line(f"{self.title}: {meter}" + (f" {note}" if note else ""))
 
     def close(self) -> None:
+        """Take the bar away, and say in a line how long it took."""
         if self._bar is not None:
             self._bar.close()
         seconds = time.monotonic() - self._began

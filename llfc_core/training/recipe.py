@@ -109,6 +109,7 @@ class Schedule:
         _make_floats(self, "warmup_from", "gamma")
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """What the learning rate is multiplied by at a step, counted from 0."""
         warm = self.warmup * steps_per_epoch
         if step < warm:
             return self.warmup_from + (1 - self.warmup_from) * step / warm
