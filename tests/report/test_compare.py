@@ -58,7 +58,8 @@ def test_a_changed_verdict_comes_before_what_is_apart(given: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "how"), [(0, 1, "the same"), (1, 2, "overlap"), (1.01, 2, "apart")]
+    ("low", "high", "how"),
+    [(0, 1, "the same"), (0, 1 + 1e-14, "the same"), (1, 2, "overlap"), (1.01, 2, "apart")],
 )
 def test_intervals(given: dict[str, Any], low: float, high: float, how: str) -> None:
     a = changed(given, low=0, high=1)
