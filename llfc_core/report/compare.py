@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llfc_core.report.table import columns, number, word
+from llfc_core.report.table import columns, control_word, number, word
 
 Verdicts = Mapping[tuple[str, str, str], Mapping[str, Any]]
 _ROUNDING = 1e-12
@@ -27,7 +27,9 @@ class Change:
 
     @property
     def words(self) -> tuple[str, str]:
-        return _said(self.a), _said(self.b)
+        say = control_word if self.control else word
+        before, after = ("not run" if v is None else say(v) for v in (self.a, self.b))
+        return before, after
 
     @property
     def changed(self) -> bool:
@@ -137,10 +139,6 @@ def write_comparison(
 
 def _verdicts(results: Mapping[str, Any]) -> Verdicts:
     return {(v["claim"], v["setting"], v["control"]): v for v in results["verdicts"]}
-
-
-def _said(verdict: Mapping[str, Any] | None) -> str:
-    return "not run" if verdict is None else word(verdict)
 
 
 def _value(verdict: Mapping[str, Any] | None) -> str:
