@@ -78,11 +78,11 @@ def test_apart_without_a_changed_verdict_comes_before_the_rest(given: dict[str, 
 
 def test_a_control_that_comes_to_pass_has_changed(given: dict[str, Any]) -> None:
     first, second = changed(given), changed(given)
-    for results, status in ((first, "rejected"), (second, "holds")):
-        next(v for v in results["verdicts"] if v["control"])["status"] = status
-    (one,) = compare(first, second).changed
-    assert one.words == ("rejected", "PASSES")
-    assert one.name.endswith(" on independent")
+    for one, status in ((first, "rejected"), (second, "holds")):
+        next(v for v in one["verdicts"] if v["control"])["status"] = status
+    (found,) = compare(first, second).changed
+    assert found.words == ("rejected", "PASSES")
+    assert found.name.endswith(" on independent")
 
 
 def test_what_only_one_has_is_shown_and_has_not_changed(given: dict[str, Any]) -> None:
