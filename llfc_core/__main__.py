@@ -135,9 +135,10 @@ def _compare(a: Path, b: Path, folder: Path | None) -> int:
 
     results = read_results(a), read_results(b)
     comparison = compare(*results)
+    page = None if folder is None else write_comparison(*results, (str(a), str(b)), folder)
     print("\n".join(lines(comparison)))
-    if folder is not None:
-        print(write_comparison(*results, (str(a), str(b)), folder))
+    if page is not None:
+        print(page)
     return 1 if comparison.changed else 0
 
 

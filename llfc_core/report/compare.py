@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llfc_core.report.table import columns, number, word
+from llfc_core.report.table import columns, control_word, number, word
 
 Verdicts = Mapping[tuple[str, str, str], Mapping[str, Any]]
+_ROUNDING = 1e-12
 _HEADER = ("scale", "replicates", "options", "device", "torch")
 
 
@@ -25,7 +27,9 @@ class Change:
 
     @property
     def words(self) -> tuple[str, str]:
-        return _said(self.a), _said(self.b)
+        say = control_word if self.control else word
+        before, after = ("not run" if v is None else say(v) for v in (self.a, self.b))
+        return before, after
 
     @property
     def changed(self) -> bool:
@@ -47,8 +51,10 @@ class Change:
         if len(ends) < 2 or any(end is None for pair in ends for end in pair):
             return ""
         (low_a, high_a), (low_b, high_b) = ends
-        if (low_a, high_a) == (low_b, high_b):
-            return "the same"
+        if math.isclose(low_a, low_b, abs_tol=_ROUNDING) and math.isclose(
+            high_a, high_b, abs_tol=_ROUNDING
+        ):
+            return "the same"  # sums on another machine differ in their last digits
         return "overlap" if low_a <= high_b and low_b <= high_a else "apart"
 
     @property
@@ -133,10 +139,6 @@ def write_comparison(
 
 def _verdicts(results: Mapping[str, Any]) -> Verdicts:
     return {(v["claim"], v["setting"], v["control"]): v for v in results["verdicts"]}
-
-
-def _said(verdict: Mapping[str, Any] | None) -> str:
-    return "not run" if verdict is None else word(verdict)
 
 
 def _value(verdict: Mapping[str, Any] | None) -> str:

@@ -58,7 +58,8 @@ def test_a_changed_verdict_comes_before_what_is_apart(given: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "how"), [(0, 1, "the same"), (1, 2, "overlap"), (1.01, 2, "apart")]
+    ("low", "high", "how"),
+    [(0, 1, "the same"), (0, 1 + 1e-14, "the same"), (1, 2, "overlap"), (1.01, 2, "apart")],
 )
 def test_intervals(given: dict[str, Any], low: float, high: float, how: str) -> None:
     a = changed(given, low=0, high=1)
@@ -73,6 +74,15 @@ def test_intervals(given: dict[str, Any], low: float, high: float, how: str) -> 
 def test_apart_without_a_changed_verdict_comes_before_the_rest(given: dict[str, Any]) -> None:
     other = changed(given, low=1e6, high=2e6)
     assert [c.intervals for c in compare(given, other).changes][:2] == ["apart", "the same"]
+
+
+def test_a_control_that_comes_to_pass_has_changed(given: dict[str, Any]) -> None:
+    first, second = changed(given), changed(given)
+    for one, status in ((first, "rejected"), (second, "holds")):
+        next(v for v in one["verdicts"] if v["control"])["status"] = status
+    (found,) = compare(first, second).changed
+    assert found.words == ("rejected", "PASSES")
+    assert found.name.endswith(" on independent")
 
 
 def test_what_only_one_has_is_shown_and_has_not_changed(given: dict[str, Any]) -> None:
