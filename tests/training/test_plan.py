@@ -183,12 +183,13 @@ def test_what_a_task_reads_is_what_was_planned(tmp_path):
 # ---- ten thousand modes -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rounds", [None, 1], ids=["array", "local"])
 @pytest.mark.parametrize("gpus", [1, 8, 64])
 @pytest.mark.parametrize("seed", range(3))
-def test_ten_thousand_modes_keep_the_gpus_busy(seed, gpus):
+def test_ten_thousand_modes_keep_the_gpus_busy(seed, gpus, rounds):
     """The makespan is within 10% of what no schedule can beat."""
     recipes, costs = mix(10_000, seed)
-    plan = make_plan(recipes, costs, gpus)
+    plan = make_plan(recipes, costs, gpus, rounds=rounds)
     assert plan.bound <= plan.makespan * (1 + 1e-9) <= 1.1 * plan.bound
 
 
