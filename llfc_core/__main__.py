@@ -115,8 +115,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _train(plan: Path, pack: int) -> int:
     # Told to stop, it gives its locks back: others need not find out that it is gone.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, stop)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, stop) for number in signals}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     try:
@@ -127,6 +127,9 @@ def _train(plan: Path, pack: int) -> int:
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 

@@ -69,11 +69,13 @@ class Locks:
                 yield False
                 return
             ended = threading.Event()
-            threading.Thread(target=self._touch, args=(lease, ended), daemon=True).start()
+            touching = threading.Thread(target=self._touch, args=(lease, ended), daemon=True)
+            touching.start()
             try:
                 yield True
             finally:
                 ended.set()
+                touching.join(1.0)  # no longer: a file server may be away
                 _remove(lease)
                 with contextlib.suppress(OSError):  # another lease is in it
                     lease.parent.rmdir()

@@ -86,6 +86,7 @@ def test_the_command_refuses_what_is_no_plan(tmp_path, capsys):
     (tmp_path / "plan.json").write_text("{}")
     assert main(["train", str(tmp_path / "plan.json"), "--pack", "0"]) == 2
     assert str(tmp_path / "plan.json") in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is not job.stop  # it is the caller's again
 
 
 def test_without_submitit_it_says_what_to_install(store, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from llfc_core.data import SIZES, DataMissing, Size, load_dataset
 from llfc_core.nets import Net, build
-from llfc_core.store import Store
+from llfc_core.store import Entry, Store
 from llfc_core.training import (
     Costs,
     Optimiser,
@@ -183,12 +183,13 @@ def test_what_a_task_reads_is_what_was_planned(tmp_path):
 # ---- ten thousand modes -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rounds", [None, 1], ids=["array", "local"])
 @pytest.mark.parametrize("gpus", [1, 8, 64])
 @pytest.mark.parametrize("seed", range(3))
-def test_ten_thousand_modes_keep_the_gpus_busy(seed, gpus):
+def test_ten_thousand_modes_keep_the_gpus_busy(seed, gpus, rounds):
     """The makespan is within 10% of what no schedule can beat."""
     recipes, costs = mix(10_000, seed)
-    plan = make_plan(recipes, costs, gpus)
+    plan = make_plan(recipes, costs, gpus, rounds=rounds)
     assert plan.bound <= plan.makespan * (1 + 1e-9) <= 1.1 * plan.bound
 
 
@@ -263,6 +264,21 @@ def test_measured_steps_are_those_of_the_manifests(tmp_path):
     assert measured_steps(store, TINY, CUDA) == {}
     costs = Costs(CPU, TINY, measured)
     assert costs.seconds(pair[0]) == pytest.approx(10 * seconds / 30)
+
+
+def test_a_mode_of_a_stack_took_its_share_of_the_time(tmp_path):
+    store = Store(tmp_path)
+    [mode] = ensure([tiny_recipe()], tiny_dataset(), store)
+    entry = store.get(mode.key)
+    store.remove(mode.key)
+    store.put(mode.key, Entry(entry.groups, entry.facts | {"stack": 4, "seconds": 1.5}))
+    assert measured_steps(store, TINY, CPU) == {mode.recipe.along(): 4 * 1.5 / 30}
+
+
+def test_a_guess_at_a_stack_counts_the_operations_of_all_its_slots():
+    wide = tiny_recipe(net=Net("mlp", (8192, 8192)))
+    products = 64 * 8192 + 8192 * 8192 + 8192 * 4
+    assert Costs(CUDA, TINY).seconds(wide) == pytest.approx(30 * 16 * 3 * 2 * products * 32 / 1e14)
 
 
 def test_a_guess_counts_operations_or_launches_whichever_take_longer():
