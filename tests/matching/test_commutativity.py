@@ -287,14 +287,14 @@ def test_no_permutation_is_better(seed: int) -> None:
 )
 def test_never_worse_than_any_start(name: str, variant: Any) -> None:
     module, its_spec, a, b, data = case(name, 5)
-    run: dict[str, Any] = {"seed": 5, "restarts": 2, "variant": variant, "max_iterations": 3}
+    run: dict[str, Any] = {"seed": 5, "restarts": 1, "variant": variant, "max_iterations": 2}
     start = its_spec.random(torch.Generator().manual_seed(5))
     found = match_commutativity(a, b, its_spec, module, data, start=start, **run)
     objective = commutativity_objective(a, b, its_spec, module, data)
     assert found.objective[0] == objective.value(start)
     assert found.objective[-1] == objective.value(found.permutations) == min(found.restarts)
     assert list(found.objective) == sorted(found.objective, reverse=True)
-    assert len(found.restarts) == 5
+    assert len(found.restarts) == 4
     weights = match_weights(a, b, its_spec, seed=5)
     for k, name in enumerate(STARTS):
         alone = match_commutativity(
@@ -345,11 +345,11 @@ def test_relabelling_either_network_changes_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "resnet20", "blocks"])
 def test_planted_permutations_are_undone(name: str) -> None:
-    for seed in range(2):
+    for seed in range(1 if name == "resnet20" else 2):
         module, its_spec, a, _, data = case(name, seed)
         planted = its_spec.random(torch.Generator().manual_seed(seed))
         b = its_spec.apply(a, planted)
-        found = match_commutativity(a, b, its_spec, module, data, max_iterations=10)
+        found = match_commutativity(a, b, its_spec, module, data, max_iterations=5, restarts=0)
         assert found.objective[-1] == pytest.approx(0, abs=1e-6)
         # Dead units may go anywhere, so weights need not agree; what the maps read must.
         x, moved = data[0][0], inputs(module, found.apply(b), data[0][0])
@@ -376,11 +376,11 @@ def test_planted_permutations_are_undone_in_noise() -> None:
 
 def test_it_lowers_what_the_others_lower_by_a_factor_only() -> None:
     module, its_spec = mlp(6, 16, 16, 16, 4)
-    for seed in range(3):
+    for seed in range(2):
         a, b = randomised(module, seed), randomised(module, seed + 9)
         data = batches((6,), 200, seed, size=100)
         objective = commutativity_objective(a, b, its_spec, module, data)
-        found = match_commutativity(a, b, its_spec, module, data, seed=seed)
+        found = match_commutativity(a, b, its_spec, module, data, starts=["activation"])
         by_weight = match_weights(a, b, its_spec, seed=seed).permutations
         by_activation = match_activations(a, b, its_spec, module, data).permutations
         least = min(map(objective.value, (by_weight, by_activation)))

@@ -374,8 +374,8 @@ MUTATIONS = [
     Mutation(
         "commutativity matching: kernels' places in the wrong order",
         RESIDUALS,
-        "positions = positions * windows + np.arange(windows)",
-        "positions = positions + np.arange(windows) * positions.size",
+        "units = np.broadcast_to(units, positions.shape)",
+        "units = np.resize(units, positions.shape)",
         COMMUTING,
     ),
     Mutation(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fixtures import links
 from fixtures.links import Link, link_replicates
-from fixtures.measurements import pairs_of
+from fixtures.measurements import gather_compared, pairs_of
 from fixtures.modes import Modes, train_replicates
 from fixtures.settings import Matched, Setting, Spawned, replicate
 from llfc_core import claims
 from llfc_core.data import Dataset
 from llfc_core.evidence import measure_pairs
+from llfc_core.matching import METHODS
 from llfc_core.metrics import Measurement
 from llfc_core.nets import Net, build
 from llfc_core.store import Store
@@ -51,7 +54,7 @@ def test_spawned_modes_are_linked_as_they_are(dataset: Dataset, root: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "how", [Matched("weight"), Matched("activation"), STE], ids=lambda h: h.method
+    "how", [Matched(name) for name in METHODS if name != "ste"] + [STE], ids=lambda h: h.method
 )
 def test_matched_modes_compute_what_b_computes(
     how: Matched, dataset: Dataset, root: Path, tmp_path: Path
@@ -156,3 +159,31 @@ def test_measurements_of_modes_alone_serve_several_settings(dataset: Dataset, ro
         seen.append(measure_pairs(pairs_of(setting, modes, found, dataset), measured=measured))
     assert seen[0]["independent"][0] is seen[1]["independent"][0]
     assert seen[0]["linked"][0] is not seen[1]["linked"][0]
+
+
+def test_the_same_modes_by_several_methods(dataset: Dataset, root: Path) -> None:
+    """Claims of one method against others; the objective is that of the networks permuted."""
+    setting, modes = trained(Matched("commutativity"), dataset, root)
+    store = Store(root / "m")
+    found = {
+        how.method: link_replicates(replace(setting, link=how), modes, dataset, store, CPU, 1)
+        for how in (Matched("commutativity"), Matched("weight"), Matched("activation"))
+    }
+    pairs = gather_compared(setting, modes, found, dataset, CPU, 1).pairs
+    assert list(pairs) == ["linked", "weight", "activation", "independent", "random"]
+    for measurements in pairs.values():
+        ends = [m.means()["loss"][0, [0, -1]] for m in measurements]
+        assert np.allclose(ends, [m.means()["loss"][0, [0, -1]] for m in pairs["linked"]])
+    train, test = np.array([m.constants["objective"] for m in pairs["linked"]]).T
+    assert list(train) == [link.facts["objective"][-1] for link in found["commutativity"]]
+    for name in ("weight", "activation", "independent", "random"):
+        others = np.array([m.constants["objective"] for m in pairs[name]])
+        assert (others[:, 0] > train).all()
+        assert (others[:, 1] != test).all()
+    verdict = claims.judge(
+        replace(claims.MATCHER_OBJECTIVE, against=("weight", "activation")),
+        pairs["linked"],
+        rivals=pairs,
+    )
+    assert verdict.link == "commutativity-matched"
+    assert verdict.value > 1
