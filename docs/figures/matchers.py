@@ -47,6 +47,10 @@ COLUMNS = {
 }
 
 
+# By width, then by depth.
+ORDER = ("mlp32", "mlp64", "mlp128", "mlp6x128", "resnet20")
+
+
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the 2.5% and 97.5% quantiles of means of pairs drawn anew."""
     v = np.array(values)
@@ -60,7 +64,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
         f"| network | matching | {' | '.join(COLUMNS.values())} | seconds |",
         "|---" * (len(COLUMNS) + 3) + "|",
     ]
-    for setting, numbers in sorted(results.items()):
+    for setting, numbers in results.items():
         for key, name in NAMES.items():
             row = numbers[key]
             cells = []
@@ -77,7 +81,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
 def bars(results: Mapping[str, Any], what: str, label: str, path: Path) -> None:
     """Bars by network and method with intervals, and a dot a pair."""
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "matchers", "font.size": 9})
-    settings = sorted(results)
+    settings = list(results)
     figure, axes = plt.subplots(1, len(settings), figsize=(1.9 * len(settings), 2.6))
     for ax, setting in zip(np.atleast_1d(axes), settings, strict=True):
         for i, (key, colour) in enumerate(COLOURS.items()):
@@ -99,11 +103,12 @@ def bars(results: Mapping[str, Any], what: str, label: str, path: Path) -> None:
 
 
 def main(results_json: str) -> None:
-    results = {
+    found = {
         setting.removesuffix("-matchers"): numbers["by matching method"]
         for setting, numbers in json.loads(Path(results_json).read_text())["numbers"].items()
         if "by matching method" in numbers
     }
+    results = {name: found[name] for name in ORDER if name in found}
     print("\n".join(table(results)))
     here = Path(__file__).parent
     bars(
