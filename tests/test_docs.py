@@ -100,6 +100,9 @@ def test_commands_of_the_library_run(page: str, folder: Path) -> None:
             # Brackets are what may be left out.
             words = shlex.split(re.sub(r"\[.*?\]", "", command))[1:]
             done = run(folder, *words)
+            if any(word.isupper() for word in words):  # stands for what a reader has
+                assert "usage:" not in done.stderr, command + done.stderr
+                continue
             assert done.returncode in (0, 1), command + done.stderr
             assert done.stdout, command
 

@@ -379,6 +379,7 @@ class Term:
 
     @staticmethod
     def of(a: Tensor, b: Tensor, grams: Tensor, rows: Side, columns: Side) -> Term:
+        """Of W_A ``(m, q)``, W_B and their inputs' G_AA, G_AB, G_BB ``(3, q, q)``, float64."""
         AA, AB, BB = grams
         aAA, aAB, bAB, bBB = AA @ a, AB.T @ a, AB @ b, BB @ b
         fixed = a.T @ bAB  # W_A G_AB W_Bᵀ

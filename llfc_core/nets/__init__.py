@@ -3,7 +3,6 @@
 from llfc_core.nets.mlp import MLP
 from llfc_core.nets.net import NETS, Net, build
 from llfc_core.nets.resnet20 import ResNet20
-from llfc_core.nets.resnet50 import ResNet50
 from llfc_core.nets.vgg import VGG16
 
-__all__ = ["MLP", "NETS", "VGG16", "Net", "ResNet20", "ResNet50", "build"]
+__all__ = ["MLP", "NETS", "VGG16", "Net", "ResNet20", "build"]

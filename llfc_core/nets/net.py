@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from llfc_core.nets.mlp import MLP
 from llfc_core.nets.resnet20 import ResNet20
-from llfc_core.nets.resnet50 import ResNet50
 from llfc_core.nets.vgg import VGG16
 
 # Modules draw their initial weights from torch's global generator. Modes are trained in threads,
@@ -38,13 +38,19 @@ class Family:
     shrinks: bool = True
 
 
+def _resnet50(*arguments: Any, **options: Any) -> nn.Module:
+    from llfc_core.nets.resnet50 import ResNet50  # importing torchvision takes a second
+
+    return ResNet50(*arguments, **options)
+
+
 NETS: dict[str, Family] = {
     "mlp": Family(MLP, (512, 512, 512), shrinks=False),
     "vgg16": Family(VGG16, (64, 128, 256, 512, 512, 4096, 4096), norms=("batch",)),
     "resnet20": Family(
         ResNet20, (16, 32, 64), norms=("batch", "layer"), shortcuts=("pad", "conv1x1", "conv3x3")
     ),
-    "resnet50": Family(ResNet50, (64, 128, 256, 512), norms=("batch",), shortcuts=("conv1x1",)),
+    "resnet50": Family(_resnet50, (64, 128, 256, 512), norms=("batch",), shortcuts=("conv1x1",)),
 }
 
 

@@ -40,6 +40,7 @@ class Benchmarks:
 
     @staticmethod
     def of(run: Mapping[str, Any]) -> Benchmarks:
+        """From what pytest-benchmark's JSON has; KeyError where it is something else."""
         rows: list[Row] = run["benchmarks"]
         groups: dict[str, list[Row]] = defaultdict(list)
         for r in rows:

@@ -27,6 +27,7 @@ class Change:
 
     @property
     def words(self) -> tuple[str, str]:
+        """The verdicts before and after as the table has them; "not run" where there is none."""
         say = control_word if self.control else word
         before, after = ("not run" if v is None else say(v) for v in (self.a, self.b))
         return before, after

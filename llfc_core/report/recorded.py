@@ -111,6 +111,7 @@ SIDES = (("linked", "linked", None), ("independent", "apart", HATCH["apart"]))
 
 
 def linked_and_apart(s: SettingResults, of: str) -> tuple[list[Pair], list[Pair]] | None:
+    """A setting's linked and independent pairs that have ``of``; None if either has none."""
     linked, apart = s.pairs("linked", of), s.pairs("independent", of)
     return (linked, apart) if linked and apart else None
 
@@ -127,6 +128,7 @@ def by_layer(
 
 
 def frame_of(s: SettingResults, title: str) -> Frame:
+    """A drawing's title, its scale, and what it is of: the setting, how many pairs and images."""
     linked = s.pairs("linked")
     counts = f" · {len(linked)} pairs · {linked[0]['images']} images" if linked else ""
     return Frame(title, s.scale, s.id + counts)
@@ -143,6 +145,7 @@ def done(
     rows: Rows,
     source: str = "",
 ) -> Figure:
+    """The figure of a finished drawing, named after its setting and kind, with its table."""
     ident = f"{slug(s.id)}-{kind}"
     what = f"{s.title}, {s.scale} scale. {caption}"
     drawn = svg(figure, ident, f"{title}, {s.id}", what)
@@ -164,6 +167,7 @@ def array(value: Any) -> np.ndarray:
 
 
 def mean_and_std(p: Pair, key: str) -> list[tuple[Any, Any]]:
+    """Mean and standard deviation over a pair's images, one layer or α after the other."""
     return list(zip(p[key]["mean"], p[key]["std"]))
 
 
