@@ -105,12 +105,9 @@ class Locks:
             "since": time.time(),
         }
         try:
-            file = lease.open("x")
+            self._create(lease, json.dumps(owner))
         except (FileExistsError, FileNotFoundError):  # another machine was faster
             return None
-        # Without its text it is a lease all the same, of nobody knows whom.
-        with contextlib.suppress(OSError), file:
-            file.write(json.dumps(owner))
         after = self._latest(name)
         if not after or after[-1] != lease:  # a later one came up since we looked
             _remove(lease)
@@ -118,6 +115,20 @@ class Locks:
         for old in before:
             _remove(old)
         return lease
+
+    def _create(self, lease: Path, text: str) -> None:
+        """Exclusively, and with its text at once: whoever is killed meanwhile leaves no riddle."""
+        draft = lease.with_name(f".{self._identity}")  # of this machine, whose lock is ours
+        try:
+            draft.write_text(text)
+            os.link(draft, lease)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # no hard links, or a full disk: it is a lease without a text, too
+            with lease.open("x") as file, contextlib.suppress(OSError):
+                file.write(text)
+        finally:
+            _remove(draft)
 
     def _free(self, lease: Path) -> bool:
         """Whether the holder of a lease is dead, as far as anybody can tell."""
