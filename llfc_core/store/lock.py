@@ -27,9 +27,7 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,10 +38,12 @@ class Locks:
 
     def __init__(self, folder: Path, lease_seconds: float) -> None:
         self.folder, self.lease_seconds = folder, lease_seconds
+        self._identity = _machine()  # in leases: what tells this machine from others
         place = os.environ.get("LLFC_LOCK_DIR")
         if place:  # it may serve several stores
             store = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
             self.own = Path(place).expanduser().resolve() / store
+            self._identity += f", {self.own.parent}"
         else:
             self.own = folder / f"on-{_machine()}"
         self._seen: dict[Path, tuple[int, float]] = {}
@@ -118,7 +118,7 @@ class Locks:
 
     def _create(self, lease: Path, text: str) -> None:
         """Exclusively, and with its text at once: whoever is killed meanwhile leaves no riddle."""
-        draft = lease.with_name(f".{self._identity}")  # of this machine, whose lock is ours
+        draft = lease.with_name(f".{_machine()}-{os.getpid()}")
         try:
             draft.write_text(text)
             os.link(draft, lease)
@@ -166,16 +166,6 @@ class Locks:
                 key=lambda p: int(p.name),
             )
         return []
-
-    @cached_property
-    def _identity(self) -> str:
-        """What tells this machine from others: a word that lies beside its lock files."""
-        word = self.own / "machine"
-        with FileLock(self.own / "machine.lock"), contextlib.suppress(OSError):
-            if not (word.is_file() and word.read_text()):
-                word.write_text(uuid.uuid4().hex)
-            return word.read_text()
-        return uuid.uuid4().hex
 
 
 def _remove(lease: Path) -> None:
