@@ -10,7 +10,7 @@ phenomena: .venv/installed
 	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest tests/ -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/ -m "not slow" -n auto $(PYTEST_ARGS)
 
 # On a Slurm of its own; skipped, with the reason, where none can be started. Minutes.
 slurm-test: .venv/installed

@@ -149,11 +149,22 @@ if _context is not None:
 
 
 def start(function: Callable[..., None], *args: Any) -> BaseProcess:
-    """Run an importable function in a process of its own."""
+    """Run an importable function in a process of its own, which has this one's environment."""
     assert _context is not None
-    process = _context.Process(target=function, args=args, daemon=True)
+    process = _context.Process(
+        target=_with_environment, args=(dict(os.environ), function, args), daemon=True
+    )
     process.start()
     return process
+
+
+def _with_environment(
+    environment: dict[str, str], function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    # Not that of the fork server, which is as it was when some test first asked for a process.
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*args)
 
 
 def finish(process: BaseProcess, within: float = 120.0) -> int:

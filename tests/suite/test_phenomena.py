@@ -349,6 +349,8 @@ def test_the_report_is_written_when_interrupted(two_workers: Ran, place: Path) -
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # What a shell runs in the background ignores SIGINT, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stdout is not None
         out = ""
