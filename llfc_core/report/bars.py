@@ -20,11 +20,12 @@ from llfc_core.report.recorded import (
     mean_and_std,
     over_images,
     over_pairs,
+    quarters,
     rows_by_alpha,
     rows_by_layer,
 )
 
-QUARTERS = ("α = ¼", "α = ½", "α = ¾")
+QUARTERS = dict(zip(ALPHAS, (("α = ¼", "first"), ("α = ½", "second"), ("α = ¾", "third"))))
 
 
 def cosine(s: SettingResults) -> Figure | None:
@@ -35,13 +36,13 @@ def cosine(s: SettingResults) -> Figure | None:
     layers = pairs[0]["layers"]
     mean, spread = over_images(pairs, "one_minus_cos")
     ab, ab_spread = over_images(pairs, "one_minus_cos_ab")
-    at = [pairs[0]["alphas"].index(alpha) for alpha in ALPHAS]
+    at = quarters(pairs)
     series = [
-        Series(label, mean[:, k], spread[:, k], name, None)
-        for label, k, name in zip(QUARTERS, at, ("first", "second", "third"))
+        Series(QUARTERS[alpha][0], mean[:, k], spread[:, k], QUARTERS[alpha][1], None)
+        for alpha, k in at.items()
     ]
     series.append(Series("A against B", ab, ab_spread, "grey", HATCH["ab"]))
-    rows = rows_by_alpha(pairs, "one_minus_cos", layers, ALPHAS)
+    rows = rows_by_alpha(pairs, "one_minus_cos", layers, at)
     rows += [
         ("A,B", *row)
         for row in rows_by_layer(pairs, layers, lambda p: mean_and_std(p, "one_minus_cos_ab"))
@@ -69,10 +70,10 @@ def coef(s: SettingResults) -> Figure | None:
         return None
     layers = pairs[0]["layers"]
     mean, spread = over_images(pairs, "coef")
-    at = [pairs[0]["alphas"].index(alpha) for alpha in ALPHAS]
+    at = quarters(pairs)
     series = [
-        Series(label, 1 - mean[:, k], spread[:, k], name, None)
-        for label, k, name in zip(QUARTERS, at, ("first", "second", "third"))
+        Series(QUARTERS[alpha][0], 1 - mean[:, k], spread[:, k], QUARTERS[alpha][1], None)
+        for alpha, k in at.items()
     ]
     return _bars(
         s,
@@ -84,7 +85,7 @@ def coef(s: SettingResults) -> Figure | None:
         "0 where the two are equal in length too. Error bars: standard deviation over the images.",
         "phenomena/test_llfc.py",
         ("alpha", "pair", "replicate", "layer", "mean coef", "std"),
-        rows_by_alpha(pairs, "coef", layers, ALPHAS),
+        rows_by_alpha(pairs, "coef", layers, at),
     )
 
 

@@ -185,6 +185,12 @@ def over_pairs(pairs: Sequence[Pair], key: str, which: Any) -> tuple[np.ndarray,
     return mean, np.stack([mean - values.min(axis=0), values.max(axis=0) - mean])
 
 
+def quarters(pairs: Sequence[Pair]) -> dict[float, int]:
+    """The α of ``ALPHAS`` that were measured, with their positions."""
+    measured = pairs[0]["alphas"]
+    return {alpha: measured.index(alpha) for alpha in ALPHAS if alpha in measured}
+
+
 def rows_by_alpha(
     pairs: Sequence[Pair], key: str, layers: Sequence[str], alphas: Iterable[float]
 ) -> Rows:

@@ -385,6 +385,26 @@ def test_only_figures_of_what_ran(tmp_path: Path) -> None:
     assert "alone" in Parsed(path.read_text(encoding="utf-8")).text
 
 
+def test_a_setting_measured_at_the_middle_alone_is_drawn(tmp_path: Path) -> None:
+    given = results(tmp_path, "mlp")
+    for p in given["settings"][0]["pairs"]:
+        at = [p["alphas"].index(alpha) for alpha in (0.0, 0.5, 1.0)]
+        p["alphas"] = [0.0, 0.5, 1.0]
+        for key in ("error", "loss"):
+            p[key] = {what: [values[k] for k in at] for what, values in p[key].items()}
+        for key in ("one_minus_cos", "coef"):
+            p[key] = {
+                what: [[of_layer[k] for k in at] for of_layer in values]
+                for what, values in p[key].items()
+            }
+    write_page(given, tmp_path)
+    for name in ("mlp-cosine", "mlp-coef"):
+        assert {r["alpha"] for r in read(tmp_path, name)} <= {"0.5", "A,B"}
+        drawn = (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert "α = ½" in drawn
+        assert "α = ¼" not in drawn
+
+
 def test_undefined_numbers_are_left_out_of_drawings_and_empty_in_tables(tmp_path: Path) -> None:
     given = results(tmp_path, "mlp")
     for p in given["settings"][0]["pairs"]:
