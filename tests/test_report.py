@@ -13,6 +13,7 @@ import pytest
 
 from llfc_core import claims
 from llfc_core.report import claims_matrix, claims_table, write_results
+from llfc_core.report.table import blocks
 from tests.planted import bump, measurement
 
 BAD = measurement(one_minus_cos=0.05, coef=0.5, error=0.05 + 0.5 * bump())
@@ -239,6 +240,15 @@ def test_matrix_has_a_row_a_claim_and_a_column_a_setting_whatever_the_order() ->
     assert [line.split()[2] for line in lines] == ["-", "*", "!"]
     assert all(line.split()[4] == "=" == line.split()[6] for line in lines)
     assert all(word in legend for word in ("holds", "rejected", "finding", "vacuous"))
+
+
+def test_claims_and_settings_that_never_meet_are_tables_apart() -> None:
+    judged = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "3"), ("c", "1"), ("b", "4")]
+    assert blocks(judged) == [(["a", "c", "d"], ["1", "3"]), (["b"], ["2", "4"])]
+    apart = [record(claims.LMC_ERROR, GOOD, "cnn"), record(claims.LLFC_COEF, GOOD, "mlp")]
+    first, _, second, _, _, mlp, cnn = claims_matrix(apart)
+    assert (first.split(), second.split()) == (["claim", "(1)"], ["claim", "(2)"])
+    assert (mlp, cnn) == ("(1) mlp", "(2) cnn")
 
 
 def test_a_control_that_cannot_reject_is_a_finding_and_not_an_alarm() -> None:

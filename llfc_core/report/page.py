@@ -28,7 +28,7 @@ from llfc_core.report.benchmarks import Benchmarks
 from llfc_core.report.figures import across, figures
 from llfc_core.report.plot import COLOURS, alone, scale_words
 from llfc_core.report.recorded import Figure, SettingResults
-from llfc_core.report.table import control_word, number, word
+from llfc_core.report.table import blocks, control_word, number, word
 
 SYMBOLS = {
     "holds": "✓",
@@ -87,6 +87,7 @@ class ClaimRows:
     source: str
     statement: str
     cells: tuple[Cell, ...]
+    anchor: str
 
     @property
     def reasons(self) -> list[tuple[str, str]]:
@@ -129,6 +130,8 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
     settings = settings_of(results)
     sections = [_section(s, results) for s in settings]
     together = across(settings)
+    rows = claim_rows(results["verdicts"])
+    rows_by_name = {row.name: row for row in rows}
     path = folder / "bench.json"
     benchmarks = Benchmarks.read(path) if path.exists() else None
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -145,8 +148,11 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
             run=results.get("run", {}),
             quick=results["scale"] != "paper",
             scale=scale_words(results["scale"])[0],
-            claims=claim_rows(results["verdicts"]),
-            settings=sorted({v["setting"] for v in results["verdicts"]}),
+            claims=rows,
+            matrices=[
+                ([rows_by_name[name] for name in names], of)
+                for names, of in blocks([(r.name, c.setting) for r in rows for c in r.cells])
+            ],
             sections=sections,
             across=together,
             benchmarks=benchmarks,
@@ -193,7 +199,7 @@ def claim_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[ClaimRows]:
             cells.append(Cell(*key, said, verdict, beside, f"v{i}-{j}"))
         any_of = found.get(keys[0]) or controls[keys[0]][0]
         statement = any_of.get("statement", "")
-        rows.append(ClaimRows(name, any_of["source"], statement, tuple(cells)))
+        rows.append(ClaimRows(name, any_of["source"], statement, tuple(cells), f"claim-{i}"))
     return rows
 
 

@@ -67,16 +67,39 @@ def claims_table(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
 def claims_matrix(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of text with a row a claim and a column a setting, to be seen at one glance."""
     found = {(v["claim"], v["setting"]): v for v in verdicts if not v["control"]}
-    settings = sorted({setting for _, setting in found})
-    rows = [("claim", *(f"({i})" for i in range(1, len(settings) + 1)))]
-    for name in sorted({claim for claim, _ in found}):
-        cells = [found.get((name, setting)) for setting in settings]
-        rows.append((name, *("" if v is None else _cell(v) for v in cells)))
-    return [
-        *columns(rows),
-        "= holds, ! rejected, * finding, - vacuous or without its premise",
-        *(f"({i}) {setting}" for i, setting in enumerate(settings, 1)),
-    ]
+    lines, told = [], ["= holds, ! rejected, * finding, - vacuous or without its premise"]
+    for names, settings in blocks(sorted(found)):
+        heads = [f"({i})" for i in range(len(told), len(told) + len(settings))]
+        told += [f"{head} {setting}" for head, setting in zip(heads, settings)]
+        rows = [("claim", *heads)]
+        for name in names:
+            cells = [found.get((name, setting)) for setting in settings]
+            rows.append((name, *("" if v is None else _cell(v) for v in cells)))
+        lines += columns(rows)
+    return lines + told
+
+
+def blocks(judged: Sequence[tuple[str, str]]) -> list[tuple[list[str], list[str]]]:
+    """Claims and the settings they were judged in; those that never meet are tables apart.
+
+    Claims in the order given, settings by name.
+    """
+    found: list[tuple[list[str], set[str]]] = []
+    for claim, setting in judged:
+        names, settings = [claim], {setting}
+        apart = []
+        for block in found:
+            if claim in block[0] or setting in block[1]:
+                names = list(dict.fromkeys([*block[0], *names]))
+                settings |= block[1]
+            else:
+                apart.append(block)
+        found = [*apart, (names, settings)]
+    order = {claim: i for i, claim in enumerate(dict.fromkeys(claim for claim, _ in judged))}
+    return sorted(
+        ((sorted(names, key=order.__getitem__), sorted(settings)) for names, settings in found),
+        key=lambda block: order[block[0][0]],
+    )
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
