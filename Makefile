@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 .PHONY: phenomena test slurm-test mutations bench lint clean
 
 phenomena: .venv/installed
-	$(BIN)/python -m pytest phenomena/ --llfc-report llfc-report $(PYTEST_ARGS)
+	$(BIN)/python -m pytest phenomena/ -n auto --maxprocesses 8 --llfc-report llfc-report $(PYTEST_ARGS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest tests/ -m "not slow" -n auto $(PYTEST_ARGS)

@@ -59,14 +59,14 @@ def train(start: nn.Module, steps: int, seed: int) -> nn.Module:
 
 
 def pair(first: int = 0):
-    """A and B part when the loss has begun to fall; C and D have nothing in common."""
+    """A and B part when the loss has begun to fall; C has nothing in common with them."""
     parent = train(network(first), 30, first)
     return {
         "a": train(parent, 150, first + 1),
         "b": train(parent, 150, first + 2),
         "data": sequences(300, seed=2),
         "link": "spawned",
-        "independent": [train(network(first + i), 180, first + i) for i in (3, 4)],
+        "independent": train(network(first + 3), 180, first + 3),
         "findings": {
             "llfc-apart-output": "without errors, both have logits of nearly one direction",
             "commutativity-rho": "Dist_com is small because Dist_W and Dist_H are (ρ of 1.3 in the "

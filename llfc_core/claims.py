@@ -240,7 +240,7 @@ def weight_rank(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
 
 def feature_rank(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
     """Share of singular values that hold 95% of ‖H_A‖²_F, per layer (Fig. 21)."""
-    return means["feature_rank"][..., 0]
+    return means["feature_rank"]
 
 
 def objective(means: Means, alphas: tuple[float, ...]) -> np.ndarray:
@@ -894,7 +894,7 @@ def _judged(claim: Claim, measurement: Measurement) -> tuple[tuple[str, ...], li
     elif claim.judged == "ReLU":
         indices = [i for i in indices if names[i] in measurement.relus]
     elif claim.judged == "ranked":
-        indices = [i for i in indices if not np.isnan(measurement.constants["feature_rank"][i, 0])]
+        indices = [i for i in indices if not np.isnan(measurement.constants["feature_rank"][i])]
     if claim.judged == "output":
         indices = indices[-1:]
     elif claim.judged == "linear":

@@ -38,7 +38,7 @@ class Named:
         ``linked``
             A and B, permuted where matching is the link.
         ``independent``
-            Modes trained apart; where matching is the link, A and B as they were.
+            A, and a mode trained apart; where matching is the link, A and B as they were.
         ``re-estimated``, ``independent re-estimated``
             The first two with BatchNorm's statistics estimated anew between A and B, at the output.
         ``shuffled``

@@ -63,7 +63,8 @@ class OwnPair:
         A method of `llfc_core.matching.METHODS`: B is first permuted towards A, and the pair as it
         was, and B permuted at random, are controls.
     independent
-        Two modes trained apart: the control on which claims must be rejected.
+        A mode C that has nothing in common with A: A and C are the control on which claims must
+        be rejected.
     early, initial
         A early in its training, and before it, for the claims about rank (Appendix B.5).
     train
@@ -97,7 +98,7 @@ class OwnPair:
     module: nn.Module | None = None
     link: str = "given"
     match: str | None = None
-    independent: tuple[Weights, Weights] | None = None
+    independent: Weights | None = None
     early: Weights | None = None
     initial: Weights | None = None
     train: Data | None = None
@@ -129,9 +130,8 @@ class OwnPair:
 
     @cached_property
     def states(self) -> dict[str, State]:
-        """The state dict of every mode given, by name; C and D are the independent ones."""
-        c, d = self.independent or (None, None)
-        modes = {"a": self.a, "b": self.b, "c": c, "d": d}
+        """The state dict of every mode given, by name; C is the independent one."""
+        modes = {"a": self.a, "b": self.b, "c": self.independent}
         modes |= {"early": self.early, "initial": self.initial}
         return {k: _state(v) for k, v in modes.items() if v is not None}
 
@@ -182,7 +182,7 @@ class OwnPair:
             chosen["independent"] = ("unmatched", a, b)
             chosen["random"] = ("randomly permuted", a, spec.apply(b, at_random))
         elif self.independent is not None:
-            chosen["independent"] = ("independent", states["c"], states["d"])
+            chosen["independent"] = ("independent", a, states["c"])
         pairs = {name: ModePair(link, network, a, b) for name, (link, a, b) in chosen.items()}
         if self.batchnorm:
             inputs = [name for name in ("linked", "independent") if name in pairs]
@@ -474,9 +474,7 @@ def _check_words(pair: OwnPair) -> None:
 def _check_modes(pair: OwnPair) -> None:
     modes = {"A": pair.a, "B": pair.b, "early": pair.early, "initial": pair.initial}
     if pair.independent is not None:
-        if len(pair.independent) != 2:
-            raise OwnPairError("independent must be two modes")
-        modes |= dict(zip("CD", pair.independent, strict=True))
+        modes["C"] = pair.independent
     for which, mode in modes.items():
         if isinstance(mode, nn.Module):
             if any(part.training for part in mode.modules()):

@@ -1,6 +1,6 @@
 """Pairs on which the same predicates must not hold.
 
-``independent``: C and D, trained apart from different initialisations, are not linearly connected.
+``independent``: A and C, trained apart from different initialisations, are not linearly connected.
 ``shuffled``: A and A plus the entries of B − A in random order are as far apart in weights as the
 pair, but in no learned direction; their features hardly differ, so nothing is left to interpolate.
 (MLPs, spawned: longer steps do move the features, and BatchNorm magnifies short ones.)

@@ -49,7 +49,7 @@ def measurement(
         for name, (shape, default) in shapes.items()
     }
     assert not values, f"no such numbers: {sorted(values)}"
-    ranks = {name: np.full((depth, 2), 0.1) for name in ("weight_rank", "feature_rank")}
+    ranks = {"weight_rank": np.full((depth, 2), 0.1), "feature_rank": np.full(depth, 0.1)}
     constants = {
         "guessing": np.log([classes]),
         "weights": np.tile([0.1, 1.0, 1.0], (depth, 1)),

@@ -104,7 +104,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "devices": ({"b": mlp(1).to("meta")}, r"the modes are on several devices: cpu, meta"),
     "nan": ({"b": spoiled()}, r"mode B: '2.bias' has values that are not finite"),
     "nan in C": (
-        {"independent": (spoiled(), mlp(2))},
+        {"independent": spoiled()},
         r"mode C: '2.bias' has values that are not finite",
     ),
     "early of other shapes": (
@@ -191,7 +191,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"match": "ste", "loss": lambda output, target: output.sum(1)},
         r"'ste' matches by cross-entropy.*",
     ),
-    "one independent": ({"independent": (mlp(2),)}, r"independent must be two modes"),
+    "two independent": ({"independent": (mlp(2),)}, r"C is a tuple, not a module or a state dict"),
     "initial alone": ({"initial": mlp(2)}, r"initial is compared with early: give both.*"),
     "alphas": ({"alphas": (0, 0.5, 1)}, r"alphas must lie in \[0, 1\] and have 0.25, 0.5 and 0.75"),
     "finding": (

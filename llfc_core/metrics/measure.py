@@ -211,7 +211,7 @@ class _Pass:
         }
         self._commuting = {name: self.linear[name] for name in self.commutativity}
         self.dims: dict[str, int] = {}
-        self.grams: dict[str, tuple[GramAccumulator, GramAccumulator]] = {}
+        self.grams: dict[str, GramAccumulator] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self._states: dict[float, Mapping[str, Tensor]] = {}
         size = sum(v.numel() * v.element_size() for v in self.a.values())
@@ -340,9 +340,7 @@ class _Pass:
             ends = both.ends[name] = Dots.of(x, y)
             self.finite &= (ends.aa + ends.bb).isfinite().all()
             if "ranks" in self.parts and x.shape[1] <= GRAM_UP_TO:
-                grams = self.grams.setdefault(name, (GramAccumulator(), GramAccumulator()))
-                grams[0].update(x)
-                grams[1].update(y)
+                self.grams.setdefault(name, GramAccumulator()).update(x)
             if name in a.pre:
                 both.sigma[name] = _dist_sigma(a.pre.pop(name), flatten(layer.pre))
             else:  # no ReLU, or not asked for
@@ -393,17 +391,16 @@ class _Pass:
             return {
                 "stable_rank": maps,
                 "weight_rank": maps,
-                "feature_rank": np.full((layers, 2), np.nan),
+                "feature_rank": np.full(layers, np.nan),
             }
         squares = [
             [squared_singular_values(state[f"{name}.weight"]) for state in (self.a, self.b)]
             for name in self.linear
         ]
-        features = np.full((len(self.taps.names), 2), np.nan)
+        features = np.full(len(self.taps.names), np.nan)
         # The narrow layers first: their matrices are gone when the wide ones need room.
-        for name in sorted(self.grams, key=lambda name: self.grams[name][0].width):
-            both = self.grams.pop(name)
-            features[self.taps.names.index(name)] = [float(g.rank_share()) for g in both]
+        for name in sorted(self.grams, key=lambda name: self.grams[name].width):
+            features[self.taps.names.index(name)] = float(self.grams.pop(name).rank_share())
         return {
             "stable_rank": _stack(
                 [torch.stack([stable_rank(s) for s in both]).cpu() for both in squares], (2,)

@@ -62,8 +62,8 @@ class Measurement:
             The loss of guessing: ln classes, or what was given with the loss.
         ``stable_rank``, ``weight_rank`` (M, 2)
             Stable rank of W⁽ℓ⁾, and `rank_share` of its singular values, of A and of B.
-        ``feature_rank`` (L, 2)
-            `rank_share` of H⁽ℓ⁾ over the images; NaN for features too wide for a Gram matrix.
+        ``feature_rank`` (L,)
+            `rank_share` of A's H⁽ℓ⁾ over the images; NaN for features too wide for a Gram matrix.
     distance
         ‖θ_A − θ_B‖ / ‖θ_A‖ over parameters and buffers.
     classes

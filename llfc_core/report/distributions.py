@@ -56,7 +56,7 @@ def additivity_by_matching(settings: Sequence[SettingResults]) -> list[Figure]:
     found = []
     by_modes: dict[tuple[str, ...], list[SettingResults]] = {}
     for s in settings:
-        keys = tuple(m["key"] for m in s.evidence.get("modes", ()) if m["mode"] in ("c", "d"))
+        keys = tuple(m["key"] for m in s.evidence.get("modes", ()) if m["mode"] in ("a", "c"))
         if keys and linked_and_apart(s, "dist_sigma"):
             by_modes.setdefault(keys, []).append(s)
     for i, shared in enumerate(g for g in by_modes.values() if len(g) > 1):

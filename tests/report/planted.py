@@ -65,7 +65,7 @@ def setting_results(name: str, seed: int) -> tuple[dict[str, Any], list[dict[str
         "modes": [
             {"mode": mode, "replicate": i, "key": f"{mode}{i}", "test_error": 5.0 + i}
             for i in range(2)
-            for mode in ("a", "b", "c", "d", "early", "initial")
+            for mode in ("a", "b", "c", "early", "initial")
         ],
         "links": [{}, {}],
         "pairs": [

@@ -3,7 +3,7 @@
     pytest tests/suite/test_false_alarms.py -m slow -s
 
 prints, per claim, how often it fails on linked pairs (false alarms) and how often it passes on
-independent ones (misses). It trains 80 networks: some minutes on two cores.
+independent ones (misses). It trains 60 networks: some minutes on two cores.
 """
 
 from collections import Counter

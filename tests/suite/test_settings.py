@@ -41,11 +41,12 @@ def test_every_setting_of_the_paper_has_a_quick_row() -> None:
 @pytest.mark.parametrize("row", ALL)
 def test_pairs_that_are_matched_or_independent_share_no_seed(row: Setting) -> None:
     for r in (replicate(row, 0), replicate(row, 1)):
-        assert r.c.parent is None is r.d.parent
-        assert r.c.seeds.init != r.d.seeds.init
-        assert r.c.seeds.order != r.d.seeds.order
+        assert r.c.parent is None
+        assert r.c.seeds.init != r.a.seeds.init
+        assert r.c.seeds.order not in (r.a.seeds.order, (r.a.parent or r.a).seeds.order)
         if isinstance(row.link, Matched):
-            assert (r.a, r.b) == (r.c, r.d)
+            assert r.b == r.c
+            assert r.a.parent is None
         else:
             assert r.a.seeds.order != r.b.seeds.order
             assert r.a.seeds.init == r.b.seeds.init
