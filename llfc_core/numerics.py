@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
 
+def process_wide(
+    switches: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Make a context that sets global switches one that threads may be in at the same time.
+
+    The first thread to come in sets the switches, the last to leave puts them back. Were each to
+    put back what it found, one that came in while they were set would leave them so for good, and
+    with them other kernels, whose sums are rounded otherwise.
+    """
+    lock, undo, inside = threading.Lock(), ExitStack(), 0
+
+    @contextmanager
+    def shared() -> Iterator[None]:
+        nonlocal inside
+        with lock:
+            if inside == 0:
+                undo.enter_context(switches())
+            inside += 1
+        try:
+            yield
+        finally:
+            with lock:
+                inside -= 1
+                if inside == 0:
+                    undo.close()
+
+    shared.__doc__ = switches.__doc__
+    return shared
+
+
+@process_wide
 @contextmanager
 def ieee() -> Iterator[None]:
     """Float32 products in IEEE float32: no TF32, no reduced precision.

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -44,6 +43,7 @@ from llfc_core.matching.rules import (
 )
 from llfc_core.matching.spec import Axis, Group, Layout, PermutationSpec
 from llfc_core.matching.units import Solution, Units
+from llfc_core.numerics import process_wide
 
 INPUT = "the network's input"
 OUTPUT = "the network's output"
@@ -69,6 +69,9 @@ def derive_spec(
         Check with random weights and permutations that nothing changes (`check`). A group that
         fails is fixed, with a warning.
 
+    While it runs, oneDNN, cuDNN and fused attention are switched off in the whole process: what
+    other threads compute meanwhile is right, but rounded otherwise.
+
     Raises
     ------
     TypeError
@@ -81,7 +84,7 @@ def derive_spec(
     _refuse(model)
     work = copy.deepcopy(model)
     trace = Trace(work, _overlapping(model))
-    with _decomposed():
+    with _decomposed(), torch.inference_mode(False), torch.no_grad():
         set_training(work, False)
         trace.run_with_features(work, inputs)
         if trace.unused():
@@ -97,7 +100,7 @@ def derive_spec(
     spec = trace.spec()
     if verify and spec.groups:
         state = _trial_state(model)
-        with _decomposed():
+        with _decomposed(), torch.inference_mode(False), torch.no_grad():
             spec = _verified(spec, trace, model, inputs, state)
     return replace(spec, example=tuple(x.detach().cpu().clone() for x in inputs))
 
@@ -167,6 +170,7 @@ def _overlapping(model: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
+@process_wide
 @contextmanager
 def _decomposed() -> Iterator[None]:
     """Attention, LSTMs and the like as the plain operations they consist of."""
@@ -179,9 +183,16 @@ def _decomposed() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(False)
         undo.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
         torch._C._set_cudnn_enabled(False)
-        undo.enter_context(sdpa_kernel(SDPBackend.MATH))
-        undo.enter_context(torch.inference_mode(False))
-        undo.enter_context(torch.no_grad())
+        # not by sdpa_kernel: what one thread sets with it another cannot put back
+        sdp = torch.backends.cuda
+        for enabled, enable, wanted in (
+            (sdp.flash_sdp_enabled, sdp.enable_flash_sdp, False),
+            (sdp.mem_efficient_sdp_enabled, sdp.enable_mem_efficient_sdp, False),
+            (sdp.cudnn_sdp_enabled, sdp.enable_cudnn_sdp, False),
+            (sdp.math_sdp_enabled, sdp.enable_math_sdp, True),
+        ):
+            undo.callback(enable, enabled())
+            enable(wanted)
         yield
 
 
