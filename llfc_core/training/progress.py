@@ -81,4 +81,5 @@ class Progress:
         self._line(f"{self.title}: {self.done} steps in {seconds:.0f} s")
 
     def _line(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        self.stream.write(f"{text}\n")  # in one piece: workers share the stream
+        self.stream.flush()

@@ -1,4 +1,6 @@
-"""Tests come setting by setting, then file by file, and each setting's go to one worker."""
+"""Tests come setting by setting, then file by file. Each setting's go to one worker, and so do those
+of a module without settings.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +71,15 @@ def test_claim(setting, claim):
     with pathlib.Path(os.environ["WORKERS"]).open("a") as file:
         file.write(f"{setting.id} {worker}\\n")
 """,
+    "test_bare.py": """
+import os, pathlib, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_of_no_setting(number):
+    worker = os.environ["PYTEST_XDIST_WORKER"]
+    with pathlib.Path(os.environ["WORKERS"]).open("a") as file:
+        file.write(f"bare {worker}\\n")
+""",
 }
 
 
@@ -79,13 +90,13 @@ def test_two_settings_on_two_workers(tmp_path: Path) -> None:
     log = tmp_path / "workers"
     ran = run_pytest("-v", "-n2", "-p", "tests.suite.twins", cwd=tmp_path, WORKERS=str(log))
     assert ran.code == 0, ran.out + ran.err
-    assert "24 passed" in ran.out
+    assert "30 passed" in ran.out
     assert "BySetting" in ran.out
     seen: dict[str, set[str]] = {}
     for line in log.read_text().splitlines():
         setting, worker = line.split()
         seen.setdefault(setting, set()).add(worker)
-    assert sorted(map(len, seen.values())) == [1, 1]
+    assert sorted(map(len, seen.values())) == [1, 1, 1]
     assert set.union(*seen.values()) == {"gw0", "gw1"}
 
 

@@ -64,6 +64,24 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_every_so_often(clock):
     assert len(lines(stream)) == 3
 
 
+def test_a_line_is_written_in_one_piece(clock):
+    """Workers share the stream: what is written apart ends up between another's."""
+
+    class Pieces(io.StringIO):
+        def __init__(self):
+            super().__init__()
+            self.written = []
+
+        def write(self, text):
+            self.written.append(text)
+            return super().write(text)
+
+    stream = Pieces()
+    Progress(600, 4, stream=stream).close()
+    assert len(stream.written) == 2
+    assert all(text.endswith("\n") for text in stream.written)
+
+
 def test_how_often_can_be_said(clock):
     stream = io.StringIO()
     shown = Progress(600, 4, stream=stream, every=2.0)
