@@ -1,5 +1,5 @@
-"""Tests come setting by setting, then file by file. Each setting's go to one worker, and so do those
-of a module without settings.
+"""Tests come setting by setting, then file by file. Each setting's go to one worker, and so do
+those of a module without settings.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def test_grouping_is_for_settings_enough_and_no_other_wish(
     assert (scheduler is not None) == grouped
     if grouped:
         alone = "phenomena/test_lemma1.py::test_lemma1"
-        assert scheduler._split_scope(alone) == alone
+        assert scheduler._split_scope(alone) == "phenomena/test_lemma1.py"
         assert scheduler._split_scope("a.py::b[tiny-spawn-c]") == "tiny-spawn"
 
 
