@@ -105,10 +105,9 @@ def straightforward(pair: ModePair, x: Tensor, y: Tensor) -> dict[str, np.ndarra
             )
         )
     ranks = [
-        rank_share(torch.linalg.svdvals(of[1][k].double()).square())
+        rank_share(torch.linalg.svdvals(a[1][k].double()).square())
         for k in layers
         if a[1][k].shape[1] <= GRAM_UP_TO
-        for of in (a, b)
     ]
     for state in (pair.a, pair.b):
         weights = [state[f"{name}.weight"].flatten(1).double() for name in linear]
