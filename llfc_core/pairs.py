@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llfc_core.numerics import finite
+
 State = Mapping[str, Tensor]
 
 TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -62,7 +64,7 @@ def check_states(module: nn.Module, a: State, b: State) -> None:
                     f"mode {which}: {name!r} has shape {tuple(value.shape)}, "
                     f"the network's has {tuple(own[name].shape)}"
                 )
-            if not bool(torch.isfinite(value).all()):
+            if not finite(value):
                 raise ValueError(f"mode {which}: {name!r} has values that are not finite")
     for name in own:
         if a[name].dtype != b[name].dtype:

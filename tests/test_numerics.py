@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llfc_core.matching import derive_spec
-from llfc_core.numerics import ieee, process_wide
+from llfc_core.numerics import finite, ieee, process_wide
 
 PATIENCE = 60  # seconds, for what comes at once if it comes
 
@@ -25,6 +26,24 @@ def flags() -> tuple[bool, ...]:
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("at", [0, 7, 1000, -1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_entry_that_is_not_finite_is_found(dtype: torch.dtype, at: int, bad: float) -> None:
+    value = torch.randn(37, 41, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert finite(value)
+    assert finite(value.T)
+    value.view(-1)[at] = bad
+    assert not finite(value)
+    assert not finite(value.T)
+
+
+def test_what_has_no_entries_or_whole_numbers_is_finite() -> None:
+    for value in (torch.empty(0, 3), torch.tensor(3), torch.tensor([True]), torch.tensor([])):
+        assert finite(value)
+    assert finite(torch.tensor([torch.finfo(torch.float32).max, -1.0]))
 
 
 class Meeting(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 
 from llfc_core.matching.activation import device_of, match_activations, peek
@@ -17,6 +16,7 @@ from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State
 from llfc_core.matching.ste import match_straight_through
 from llfc_core.matching.weight import match_weights
+from llfc_core.numerics import finite
 
 __all__ = ["METHODS", "Match", "match"]
 
@@ -134,7 +134,7 @@ def check_modes(a: State, b: State, spec: PermutationSpec) -> None:
         except ValueError as error:
             raise ValueError(f"mode {which}: {error}") from None
         for name, value in state.items():
-            if not bool(torch.isfinite(value).all()):
+            if not finite(value):
                 raise ValueError(f"mode {which}: {name!r} has values that are not finite")
     for name, value in a.items():
         if value.dtype != b[name].dtype:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -98,14 +99,16 @@ class Use:
         front = value.movedim(self.axes, tuple(range(len(self.axes))))
         front = front.flatten(0, len(self.axes) - 1)
         units = len(self.entries)
-        if self._is_whole(len(front)):
+        if len(front) == self._whole:
             return front.reshape(units, -1)
         index = torch.from_numpy(self.entries.reshape(-1)).to(value.device)
         return front.index_select(0, index).reshape(units, -1)
 
-    def _is_whole(self, length: int) -> bool:
+    @cached_property
+    def _whole(self) -> int:
+        """How long an axis is that consists of the entries in their order; −1 if they are not."""
         flat = self.entries.reshape(-1)
-        return len(flat) == length and bool((flat == np.arange(length)).all())
+        return len(flat) if bool((flat == np.arange(len(flat))).all()) else -1
 
 
 @dataclass(frozen=True, eq=False)
