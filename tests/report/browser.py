@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+PATIENCE = 60.0  # seconds
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -83,8 +85,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
-        self.call("Page.navigate", url=url)
-        while not self._loaded:
+        # Without a loader it is the same page elsewhere, and nothing is loaded.
+        same = "loaderId" not in self.call("Page.navigate", url=url)
+        while not (same or self._loaded):
             self._message()
 
     def run(self, script: str) -> Any:
@@ -105,6 +108,7 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser says nothing"
             more = os.read(self._read, 1 << 20)
             assert more, "the browser has ended"
             self._pending += more

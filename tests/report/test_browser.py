@@ -133,6 +133,20 @@ def test_buttons_and_links_open_settings(browser: Browser, page: Path) -> None:
     browser.run('document.querySelector(`button[data-open="1"]`).click()')
     assert browser.run(closed) == 0
     browser.run('document.querySelector(`button[data-open=""]`).click()')
+    browser.open("about:blank", 1600)
     browser.open(f"{page.as_uri()}#setting-2", 1600)
-    browser.run("location.hash = '#setting-2'")
     assert browser.run("document.getElementById('setting-2').open")
+    # Followed on the page itself.
+    browser.run('document.querySelector(`button[data-open=""]`).click()')
+    assert browser.run(closed) == 2
+    browser.run("document.querySelector('a[href=\"#setting-1\"]').click()")
+    opened = "document.getElementById('setting-1').open"
+    browser.call(  # the event comes after the script
+        "Runtime.evaluate",
+        expression=f"""new Promise(done => {{
+            const look = () => {opened} ? done(true) : setTimeout(look, 10);
+            look();
+        }})""",
+        awaitPromise=True,
+    )
+    assert browser.run(opened)
