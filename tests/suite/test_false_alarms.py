@@ -54,8 +54,8 @@ def test_false_alarms_and_misses():
         miss = f"{misses[claim.name]:6}" if claim.pairs == "linked" else "      "
         print(f"{claim.name:<30} {alarms[claim.name]:12}  {miss}")
     # A single pair has less to say than three: the rates are those of the weakest evidence there
-    # can be. Lemma 1's bound of twice the error is so wide that one independent pair in five kept
-    # to it (4 of 20), every other claim was missed by none.
+    # can be. Lemma 1's bound of twice the error is so wide that one independent pair in ten kept
+    # to it (2 of 20), every other claim was missed by none.
     for claim in claims.ALL:
         if claim.name in SETTING.findings:
             assert alarms[claim.name] >= 0.75 * len(FRESH), claim.name
