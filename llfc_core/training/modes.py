@@ -206,7 +206,8 @@ class _Fleet:
         try:
             while self.failure is None and not self._finished():
                 with ExitStack() as locks:
-                    stack = self._take(locks) if locks.enter_context(self._turn()) else []
+                    turn = locks.enter_context(self._turn())
+                    stack = self._take(locks) if turn else []
                     if stack:
                         try:
                             self._train(stack)
@@ -214,7 +215,7 @@ class _Fleet:
                             self._release(stack)
                         patience = 0.1
                         continue
-                self._wait(patience)
+                self._wait(patience, for_core=not turn)
                 patience = min(2 * patience, 2.0)  # every look costs a shared store's server
         except _Stopped:
             pass
@@ -243,7 +244,7 @@ class _Fleet:
             recipe = recipe.parent
         return False
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, for_core: bool) -> None:
         """Until something changes here, or for a while: other processes cannot notify us."""
         with self.changed:
             here = self.modes.keys() | self.taken
@@ -252,7 +253,8 @@ class _Fleet:
         with self.changed:
             if elsewhere and self.display:
                 recipe = elsewhere[0]
-                self.display.waiting(f"{recipe.label()}: {self.store.owner(self.key(recipe))}")
+                owner = f"{recipe.label()}: {self.store.owner(self.key(recipe))}"
+                self.display.waiting("a core: other processes train on all" if for_core else owner)
             self.changed.wait(seconds)
 
     @contextmanager
