@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,6 +66,40 @@ def run_pytest(*args: object, cwd: Path = ROOT, **env: str) -> Ran:
         timeout=600,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+# One process for all: most of the time goes into importing torch.
+_EACH = """
+import json, sys, pytest
+for arguments in json.loads(sys.argv[1]):
+    print("@@@", flush=True)
+    code = pytest.main(["-p", "no:cacheprovider", *arguments])
+    print("@@@", int(code), flush=True)
+"""
+
+
+def run_pytests(
+    runs: Mapping[str, Sequence[object]], cwd: Path = ROOT, **env: str
+) -> dict[str, tuple[int, str]]:
+    """Runs by name with their arguments → exit status and output (with errors) of each.
+
+    Nothing that outlasts a pytest in its process may matter to the next one.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH, json.dumps([[*map(str, run)] for run in runs.values()])],
+        cwd=cwd,
+        env=environment(PYTHONUNBUFFERED="1", **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    parts = done.stdout.split("@@@")[1:]
+    assert len(parts) == 2 * len(runs), done.stdout
+    return {
+        name: (int(code.split()[0]), out)
+        for name, out, code in zip(runs, parts[::2], parts[1::2], strict=True)
+    }
 
 
 def strict_json(path: Path) -> Any:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fixtures import options
-from tests.suite.running import ROOT, environment
+from tests.suite.running import run_pytests
 
 BAD = {
     "--device=quantum": r"--device quantum: use auto, cpu, cuda or cuda:0",
@@ -25,35 +23,15 @@ BAD = {
     f"--llfc-report={__file__}": r"--llfc-report .*test_options\.py: File exists",
 }
 
-# One process for all: most of the time goes into importing torch.
-MANY = """
-import sys, pytest
-for option in sys.argv[1:]:
-    print("@@@", option, flush=True)
-    code = pytest.main(["phenomena/test_lmc.py", "--co", "-q", "-p", "no:cacheprovider", option])
-    print("@@@ code", int(code), flush=True)
-"""
-
 
 def test_bad_options_are_one_clear_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, *BAD],
-        cwd=ROOT,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    parts = done.stdout.split("@@@ ")[1:]
-    assert len(parts) == 2 * len(BAD), done.stdout
-    for said, code in zip(parts[::2], parts[1::2], strict=True):
-        option, _, text = said.partition("\n")
-        assert code.split()[:2] == ["code", str(int(pytest.ExitCode.USAGE_ERROR))], said
+    said = run_pytests({option: ("phenomena/test_lmc.py", "--co", "-q", option) for option in BAD})
+    for option, (code, text) in said.items():
+        assert code == pytest.ExitCode.USAGE_ERROR, text
         assert "Traceback" not in text
         errors = [x for x in text.splitlines() if re.match(r"ERROR: --|\S+: error: ", x)]
-        assert len(errors) == 1, said
-        assert re.fullmatch(BAD[option], errors[0].split(": ", 1)[1].removeprefix("error: ")), said
+        assert len(errors) == 1, text
+        assert re.fullmatch(BAD[option], errors[0].split(": ", 1)[1].removeprefix("error: ")), text
 
 
 def test_workers_know_when_the_session_began(monkeypatch: pytest.MonkeyPatch) -> None:

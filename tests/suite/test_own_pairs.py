@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,7 @@ from safetensors.torch import save_file
 
 from llfc_core import check_pair, claims
 from tests.own import apart, pair
-from tests.suite.running import ROOT, Ran, environment, run_pytest, strict_json
-from tests.suite.test_options import MANY
+from tests.suite.running import ROOT, Ran, run_pytest, run_pytests, strict_json
 
 ZOO = """
 from tests.own import *
@@ -153,26 +149,13 @@ MISTAKES = {
 
 
 def test_mistakes_are_one_clear_line_at_collection(place: Path) -> None:
-    many = MANY.replace('"phenomena/test_lmc.py"', json.dumps(str(ROOT / "phenomena/test_lmc.py")))
-    many = many.replace('"--co"', f'"-c", {str(ROOT / "pytest.ini")!r}, "--co"')
-    done = subprocess.run(
-        [sys.executable, "-c", many, *MISTAKES],
-        cwd=place,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    parts = done.stdout.split("@@@ ")[1:]
-    assert len(parts) == 2 * len(MISTAKES), done.stdout
-    for said, code in zip(parts[::2], parts[1::2], strict=True):
-        option, _, text = said.partition("\n")
-        assert code.split()[:2] == ["code", str(int(pytest.ExitCode.USAGE_ERROR))], said
+    once = (ROOT / "phenomena/test_lmc.py", "-c", ROOT / "pytest.ini", "--co", "-q")
+    for option, (code, text) in run_pytests({o: (*once, o) for o in MISTAKES}, place).items():
+        assert code == pytest.ExitCode.USAGE_ERROR, text
         assert "Traceback" not in text
         errors = [line for line in text.splitlines() if line.startswith("ERROR: ")]
-        assert len(errors) == 1, said
-        assert re.fullmatch(MISTAKES[option], errors[0].removeprefix("ERROR: ")), said
+        assert len(errors) == 1, text
+        assert re.fullmatch(MISTAKES[option], errors[0].removeprefix("ERROR: ")), text
 
 
 def test_a_mistake_found_while_measuring_is_a_line_too(known: Ran) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,9 @@ from fixtures.training import _minutes, _parameter, _positive
 from llfc_core.data import load_dataset
 from llfc_core.store import Store
 from llfc_core.training import missing
-from tests.suite.running import ROOT, Ran, environment, run_pytest
+from tests.suite.running import Ran, run_pytest, run_pytests
 from tests.suite.tiny import TINY
 
-# Each in a pytest of its own, all in one process: most of the time goes into importing torch.
-MANY = """
-import json, sys, pytest
-for arguments in json.loads(sys.argv[1]):
-    print("@@@", flush=True)
-    code = pytest.main(["-p", "no:cacheprovider", *arguments])
-    print("@@@", int(code), flush=True)
-"""
 FILES = tuple(f"phenomena/test_{name}.py" for name in ("lmc", "width", "theorem1"))
 DRY = {
     # Matched by three methods, on the same networks.
@@ -75,22 +64,7 @@ def said(place: Path, trained: Ran) -> dict[str, tuple[int, str]]:
     tiny = ("phenomena/test_lmc.py", "-p", "tests.suite.tiny", "--replicates=1", "--train-only")
     runs |= {k: (*tiny, *k.split(), f"--llfc-cache-dir={place}/dry") for k in REFUSED}
     runs["again"] = (*tiny, f"--llfc-cache-dir={place}/store")
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(list(runs.values()))],
-        cwd=ROOT,
-        # No Slurm, and the interpreter is found by its path.
-        env=environment(PYTHONUNBUFFERED="1", PATH="/nowhere"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    parts = done.stdout.split("@@@")[1:]
-    assert len(parts) == 2 * len(runs), done.stdout
-    return {
-        name: (int(code.split()[0]), out)
-        for name, out, code in zip(runs, parts[::2], parts[1::2], strict=True)
-    }
+    return run_pytests(runs, PATH="/nowhere")  # no Slurm; the interpreter is found by its path
 
 
 def test_it_trains_the_modes_and_runs_no_test(place: Path, trained: Ran) -> None:
