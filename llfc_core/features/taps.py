@@ -71,11 +71,17 @@ class Taps:
     names: tuple[str, ...]
 
     def __init__(
-        self, module: nn.Module, example: Tensor, layers: Sequence[str] | None = None
+        self,
+        module: nn.Module,
+        example: Tensor,
+        layers: Sequence[str] | None = None,
+        *,
+        again: bool = True,
     ) -> None:
-        """Find the layers by running ``module`` on ``example`` (n, …), a small batch, twice.
+        """Find the layers by running ``module`` on ``example`` (n, …), a small batch.
 
         layers: the names to tap; None: every activation site and the output.
+        again: run it once more at once, to see that the same layers come.
 
         Raises ValueError for a name that is no layer, TypeError where the module (or a submodule
         asked for) does not return a tensor or is compiled, RuntimeError where two runs differ.
@@ -98,7 +104,8 @@ class Taps:
             seen = self._forward(example, None, _Trace((), _ignore))
             self._wanted = _choose(seen, None if layers is None else set(layers))
             self.names = tuple(name for name, _ in self._wanted)
-            self.run(example, _ignore)  # raises where the layers come otherwise this time
+            if again:
+                self.run(example, _ignore)  # raises where the layers come otherwise this time
 
     def run(
         self, x: Tensor, on_layer: OnLayer, state: Mapping[str, Tensor] | None = None

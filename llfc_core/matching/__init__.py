@@ -6,7 +6,7 @@ from llfc_core.matching.match import METHODS, Match, match
 from llfc_core.matching.spec import Group, PermutationSpec
 
 # Part of the key of a stored match. Raise it whenever a change here changes what is found.
-MATCHING_VERSION = 2
+MATCHING_VERSION = 3
 
 __all__ = [
     "MATCHING_VERSION",

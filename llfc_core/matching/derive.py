@@ -201,8 +201,8 @@ def _trial_state(model: nn.Module) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, value in model.state_dict().items():
-        value = value.detach().clone()
-        if value.is_floating_point() and value.numel() and bool(value.min() == value.max()):
+        value = value.detach()
+        if value.is_floating_point() and value.numel() and bool(torch.eq(*value.aminmax())):
             noise = torch.rand(value.shape, generator=generator).to(value.device, value.dtype)
             value = (0.5 + noise) if float(value.flatten()[0]) != 0 else 0.4 * (noise - 0.5)
         state[name] = value
@@ -307,12 +307,6 @@ class Trace:
 
     def run_with_features(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """In eval mode; keeps the layouts of activation sites, the output, and leaf modules."""
-        taps = None
-        if len(inputs) == 1:
-            try:
-                taps = Taps(model, inputs[0].clone())
-            except (TypeError, ValueError, RuntimeError):
-                taps = None  # no single tensor comes out, or layers differ between runs
         modules: dict[str, tuple[Axes, tuple[int, ...]]] = {}
         sites: dict[str, tuple[Axes, tuple[int, ...]]] = {}
         times: Counter[str] = Counter()
@@ -336,28 +330,37 @@ class Trace:
             for name, part in model.named_modules():
                 if name and next(part.children(), None) is None:
                     undo.callback(part.register_forward_hook(keep(name)).remove)
-            if taps is None:
-                self.run(model, inputs)
+            if len(inputs) == 1:
+                try:
+                    taps = Taps(model, inputs[0].clone(), again=False)
+                    writes = _writes(lambda x: taps.run(x, on_layer), inputs)
+                except (TypeError, ValueError, RuntimeError):
+                    self.run(model, inputs)  # no single tensor comes out, or layers differ
+                else:
+                    self.run(lambda x: taps.run(x, on_layer), inputs, writes)
             else:
-                self.run(lambda x: taps.run(x, on_layer), inputs)
+                self.run(model, inputs)
         self.features = {**modules, **sites}
 
     def run(
-        self, model: Callable[..., Any], inputs: tuple[Tensor, ...], training: bool = False
+        self,
+        model: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        writes: _Writes | None = None,
+        training: bool = False,
     ) -> None:
-        """Follow one pass."""
+        """Follow one pass; ``writes``: what another one writes to, if that is known."""
         self.training = training
-        copies = [tuple(x.clone() for x in inputs) for _ in range(2)]  # a network may write to them
-        with _NoDropout(), _Writes() as writes:
-            model(*copies[0])
+        writes = writes or _writes(model, inputs)
         self._written, self._calls = writes.written, 0
-        for x in copies[1]:
+        inputs = tuple(x.clone() for x in inputs)  # a network may write to them
+        for x in inputs:
             self._layouts[x] = tuple(INPUT if n > 1 else None for n in x.shape)
             self._constant[x] = False
         self._following = True
         try:
             with _NoDropout(), _Follow(self):
-                output = model(*copies[1])
+                output = model(*inputs)
         finally:
             self._following = False
         if self._calls != writes.calls:
@@ -573,6 +576,9 @@ def _axis(labels: Ax, k: int, solution: Solution, number: np.ndarray) -> Axis | 
         return None
     along_k = np.arange(labels.shape[k]).reshape([-1 if j == k else 1 for j in range(labels.ndim)])
     index = np.broadcast_to(along_k, labels.shape)
+    free = units[units >= 0]
+    if len(np.unique(free)) == len(free):  # one index each, as for channels
+        return Axis(units, np.where(units < 0, index, 0))
     # (unit, index) pairs with the least rank that any row has there: by rank, then by index
     unit, place, rank = (a.reshape(-1) for a in (units, index, solution.rank[labels]))
     order = np.lexsort((rank, place, unit))
@@ -659,3 +665,11 @@ class _Writes(TorchDispatchMode):
                 if isinstance(tensor, Tensor):
                     self._maker[tensor.untyped_storage().data_ptr()] = self.calls
         return out
+
+
+def _writes(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Writes:
+    """What one pass writes to."""
+    inputs = tuple(x.clone() for x in inputs)
+    with _NoDropout(), _Writes() as writes:
+        model(*inputs)
+    return writes

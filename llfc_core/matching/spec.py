@@ -12,6 +12,7 @@ Permutations follow Ainsworth et al. (2023): ``perm[i] = j`` puts B's unit j int
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,6 +76,41 @@ class Axis:
         if self.units.shape != self.positions.shape:
             raise ValueError("units and positions must have one shape")
 
+    @cached_property
+    def _plain(self) -> int:
+        """The first unit, where the units follow one another, one index each; else −1."""
+        flat = self.units.reshape(-1)
+        plain = len(flat) == max(self.units.shape) and flat[0] >= 0
+        plain = plain and bool((flat == flat[0] + np.arange(len(flat))).all())
+        return int(flat[0]) if plain else -1
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+        """Where indices are free, and how to find a unit's: a stride, sorted keys, and entries."""
+        free = self.units >= 0
+        stride = int(self.positions[free].max(initial=0)) + 1
+        known, first = np.unique(
+            self.units[free] * stride + self.positions[free], return_index=True
+        )
+        return free, stride, known, first
+
+    def source(self, k: int, source: np.ndarray) -> np.ndarray:
+        """For each index along this axis, number ``k``, the index whose entries take its place.
+
+        ``source``: by unit, the unit that takes its place. Same shape as ``units``: the index may
+        depend on other axes.
+        """
+        if self._plain >= 0:
+            return source[self.units] - self._plain
+        free, stride, known, first = self._places
+        along = np.arange(self.units.shape[k]).reshape(
+            [-1 if j == k else 1 for j in range(self.units.ndim)]
+        )
+        index = np.broadcast_to(along, self.units.shape).copy()
+        wanted = source[self.units[free]] * stride + self.positions[free]
+        index[free] = index[free][first[np.searchsorted(known, wanted)]]
+        return index
+
 
 Layout = tuple[Axis | None, ...]  # of a tensor, by axis; None: the axis is fixed
 
@@ -91,18 +127,20 @@ class Use:
     axes: tuple[int, ...]
     entries: np.ndarray
 
-    def rows(self, value: Tensor) -> Tensor:
+    def rows(self, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The entries of each unit as ``(units, e)``, in the same order for every unit.
 
-        All other axes, the data axis of a feature among them, are flattened into e.
+        All other axes, the data axis of a feature among them, are flattened into e. ``dtype``: to
+        convert to; None: the tensor's own.
         """
         front = value.movedim(self.axes, tuple(range(len(self.axes))))
+        units, dtype = len(self.entries), dtype or value.dtype
+        if math.prod(front.shape[: len(self.axes)]) == self._whole:
+            # turned and converted at once, which takes half of the time
+            return front.to(dtype, memory_format=torch.contiguous_format).reshape(units, -1)
         front = front.flatten(0, len(self.axes) - 1)
-        units = len(self.entries)
-        if len(front) == self._whole:
-            return front.reshape(units, -1)
         index = torch.from_numpy(self.entries.reshape(-1)).to(value.device)
-        return front.index_select(0, index).reshape(units, -1)
+        return front.index_select(0, index).to(dtype).reshape(units, -1)
 
     @cached_property
     def _whole(self) -> int:
@@ -242,7 +280,7 @@ class PermutationSpec:
         for k, axis in enumerate(layout):
             if axis is None:
                 continue
-            index = _source_index(axis, k, source)
+            index = axis.source(k, source)
             if index.size == value.shape[k]:
                 flat = index.reshape(-1)
                 if (flat != np.arange(len(flat))).any():
@@ -259,45 +297,51 @@ class PermutationSpec:
             along = np.arange(value.shape[k]).reshape(
                 [-1 if j == k else 1 for j in range(len(layout))]
             )
-            grid.append(along if axis is None else _source_index(axis, k, source))
+            grid.append(along if axis is None else axis.source(k, source))
         return value[tuple(torch.from_numpy(g).to(value.device) for g in grid)]
 
     def uses(self, group: str) -> tuple[Use, ...]:
         """Where the units of a group are in the weights and buffers."""
-        return tuple(
-            use
-            for name, layout in self.layouts.items()
-            for use in self._uses_in(group, name, layout)
-        )
+        return self._uses.get(group, ())
 
     def feature_uses(self, group: str) -> tuple[Use, ...]:
         """Where the units of a group are in the features."""
-        return tuple(
-            use
-            for name, layout in self.features.items()
-            for use in self._uses_in(group, name, layout)
-        )
+        return self._feature_uses.get(group, ())
 
-    def _uses_in(self, group: str, tensor: str, layout: Layout) -> list[Use]:
-        units = self.units[group].reshape(-1)
-        found = []
-        for k, axis in enumerate(layout):
-            # A quick look, for most axes hold none of a group's units.
-            if axis is None or axis.units.max() < units.min() or axis.units.min() > units.max():
-                continue
-            rank = np.full(int(max(axis.units.max(), units.max())) + 2, -1)
-            rank[units] = np.arange(len(units))
-            mine = rank[axis.units]  # −1 stays −1: the last entry of rank
-            if not (mine >= 0).any():
-                continue
-            axes = tuple(j for j in range(axis.units.ndim) if j == k or axis.units.shape[j] > 1)
-            where = np.squeeze(mine, tuple(set(range(mine.ndim)) - set(axes))).reshape(-1)
-            positions = np.broadcast_to(axis.positions, axis.units.shape)
-            positions = np.squeeze(positions, tuple(set(range(mine.ndim)) - set(axes))).reshape(-1)
-            entries = np.flatnonzero(where >= 0)
-            order = np.lexsort((entries, positions[entries], where[entries]))
-            found.append(Use(tensor, axes, entries[order].reshape(len(units), -1)))
-        return found
+    @cached_property
+    def _uses(self) -> dict[str, tuple[Use, ...]]:
+        return self._uses_in(self.layouts)
+
+    @cached_property
+    def _feature_uses(self) -> dict[str, tuple[Use, ...]]:
+        return self._uses_in(self.features)
+
+    def _uses_in(self, layouts: Mapping[str, Layout]) -> dict[str, tuple[Use, ...]]:
+        """By group, in the order of the layouts and of their axes."""
+        names, sizes = (
+            list(self.groups),
+            [group.size * group.blocks for group in self.groups.values()],
+        )
+        # By unit number, the group and the unit's place in it; −1, which is fixed, is the last.
+        count = 1 + max((int(u.max()) for u in self.units.values()), default=-1)
+        owner, rank = np.full(count + 1, -1), np.full(count + 1, -1)
+        for g, name in enumerate(names):
+            owner[self.units[name]] = g
+            rank[self.units[name].reshape(-1)] = np.arange(sizes[g])
+        found: dict[str, list[Use]] = {}
+        for tensor, layout in layouts.items():
+            for k, axis in enumerate(layout):
+                if axis is None:
+                    continue
+                axes = tuple(j for j, n in enumerate(axis.units.shape) if j == k or n > 1)
+                units, positions = axis.units.reshape(-1), axis.positions.reshape(-1)
+                owners = owner[units]
+                for g in np.unique(owners[owners >= 0]):
+                    entries = np.flatnonzero(owners == g)
+                    order = np.lexsort((entries, positions[entries], rank[units[entries]]))
+                    use = Use(tensor, axes, entries[order].reshape(sizes[g], -1))
+                    found.setdefault(names[g], []).append(use)
+        return {name: tuple(uses) for name, uses in found.items()}
 
     # ---- what it says ---------------------------------------------------------------------------
 
@@ -345,23 +389,3 @@ class PermutationSpec:
             lines.append(f"{len(frozen)} tensors frozen")
             lines += [f"  {name}: {reason}" for name, reason in frozen.items()]
         return "\n".join(lines)
-
-
-def _source_index(axis: Axis, k: int, source: np.ndarray) -> np.ndarray:
-    """For each index along axis ``k``, the index whose entries take its place.
-
-    Same shape as the axis' units: it may depend on other axes.
-    """
-    units, positions = axis.units, axis.positions
-    free = units >= 0
-    along = np.broadcast_to(
-        np.arange(units.shape[k]).reshape([-1 if j == k else 1 for j in range(units.ndim)]),
-        units.shape,
-    )
-    stride = int(positions[free].max(initial=0)) + 1
-    keys = units[free] * stride + positions[free]
-    known, first = np.unique(keys, return_index=True)
-    wanted = source[units[free]] * stride + positions[free]
-    index = along.copy()
-    index[free] = along[free][first[np.searchsorted(known, wanted)]]
-    return index

@@ -24,6 +24,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from llfc_core import kernels
 from llfc_core.matching.assignment import Submit, assign_tree, side_by_side
 from llfc_core.matching.result import Match
 from llfc_core.matching.spec import PermutationSpec, State, Use
@@ -62,11 +63,7 @@ def weight_names(state: State, weights: Collection[str] | None = None) -> tuple[
 def inner_product(a: State, b: State, weights: Collection[str] | None = None) -> float:
     """⟨θ_A, θ_B⟩ over `weight_names`, in float64: the objective of weight matching at π = 1."""
     names = weight_names(a, weights)
-    products = [
-        torch.dot(a[name].detach().double().flatten(), b[name].detach().double().flatten())
-        for name in names
-    ]
-    return math.fsum(torch.stack(products).tolist()) if products else 0.0
+    return math.fsum(product for product, _ in _products(a, b, names).values())
 
 
 def match_weights(
@@ -259,8 +256,9 @@ class Descent:
         permuted = spec.apply(b, self.permutations)
         self.moved = {name: permuted[name].detach() for name in names}
         self.a = {name: a[name].detach() for name in self.moved}
-        self.norms = _norms(self.a, self.moved)
-        self.trace = [inner_product(self.a, self.moved, self.moved)]
+        products = _products(self.a, self.moved, self.moved)
+        self.norms = {name: norms for name, (_, norms) in products.items()}
+        self.trace = [math.fsum(product for product, _ in products.values())]
         self.sweeps = 0
         self.converged = False
         self.prices = {
@@ -418,14 +416,16 @@ class Descent:
             if now is before:
                 continue
             seen[k] = now
-            of_a, of_b = use.rows(self.a[use.tensor]), use.rows(now)
             if before is None:
-                similarity.addmm_(of_a.double(), of_b.double().T)
+                of_a, of_b = (use.rows(x, torch.float64) for x in (self.a[use.tensor], now))
+                similarity.addmm_(of_a, of_b.T)
                 continue
-            was = use.rows(before)
-            columns = (of_b != was).any(0).nonzero()[:, 0]
-            of_a, of_b, was = (r.index_select(1, columns).double() for r in (of_a, of_b, was))
-            similarity.addmm_(of_a, (of_b - was).T)
+            of_a, of_b, was = (use.rows(x) for x in (self.a[use.tensor], now, before))
+            changed = (of_b != was).any(0)
+            if not changed.all():
+                columns = changed.nonzero()[:, 0]
+                of_a, of_b, was = (r.index_select(1, columns) for r in (of_a, of_b, was))
+            similarity.addmm_(of_a.double(), (of_b.double() - was.double()).T)
         self._similarity[group] = similarity, seen
         return similarity
 
@@ -471,17 +471,19 @@ class Clock(dict[str, float]):
                 self[what] = self.get(what, 0.0) + seconds
 
 
-def _norms(a: State, b: State) -> dict[str, float]:
-    """‖A‖‖B‖ by tensor."""
-    if not b:
+def _products(a: State, b: State, names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """⟨A, B⟩ and ‖A‖‖B‖ by tensor, in float64."""
+    names = list(names)
+    if not names:
         return {}
-
-    def norm(value: Tensor) -> Tensor:
-        at_least = torch.promote_types(value.dtype, torch.float32)
-        return torch.linalg.vector_norm(value.detach(), dtype=at_least).double()
-
-    norms = [torch.stack([norm(s[k]) for k in b]).tolist() for s in (a, b)]
-    return {name: x * y for name, x, y in zip(b, *norms, strict=True)}
+    sums = [
+        kernels.pair_sums(a[name].reshape(1, -1), b[name].reshape(1, -1), check=False)
+        for name in names
+    ]
+    return {
+        name: (ab, math.sqrt(aa * bb))
+        for name, (aa, ab, bb, _) in zip(names, torch.cat(sums).tolist(), strict=True)
+    }
 
 
 def _share(tree: Tree, names: set[str]) -> float:

@@ -92,7 +92,7 @@ def test_statistics_that_only_train_mode_uses() -> None:
     state = _trial_state(model)
     perms = random(spec)
     fixed = replace(spec, layouts=dict(spec.layouts) | {"largest": (None,)})
-    with pytest.raises(SpecError, match="after a pass in train mode, largest differs"):
+    with pytest.raises(SpecError, match="in train mode: largest differs"):
         check(fixed, model, x, state, perms)
 
 
