@@ -58,10 +58,11 @@ def reestimate_statistics(
     network.load_state_dict(dict(state))
     moments: dict[str, _Moments] = {}
     for name, layer in _layers(network).items():
+        layer.reset_running_stats()
         layer.training = True
-        layer.momentum = 0.0  # its own running average is of no use here
+        layer.momentum = 1.0  # its running statistics are those of the last batch
         moments[name] = _Moments()
-        layer.register_forward_pre_hook(_collect(moments[name]))
+        layer.register_forward_hook(_collect(moments[name]))
     with torch.no_grad(), ieee():
         for inputs in batches:
             network(inputs.to(device))
@@ -83,16 +84,18 @@ class _Moments:
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add(self, x: Tensor) -> None:
-        """Merge a batch ``(n, C, …)`` (Chan et al. 1979): no difference of large sums is taken."""
-        axes = [0, *range(2, x.dim())]
-        count = x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(x, axes, correction=0)
+    def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
+        """Merge a batch (Chan et al. 1979): no difference of large sums is taken.
+
+        mean, variance: of ``count`` values per channel, the variance unbiased.
+        """
         delta = mean.double() - self.mean
         total = self.count + count
         self.mean = self.mean + delta * (count / total)
         self.squares = (
-            self.squares + variance.double() * count + delta.square() * (self.count * count / total)
+            self.squares
+            + variance.double() * (count - 1)
+            + delta.square() * (self.count * count / total)
         )
         self.count = total
 
@@ -105,5 +108,12 @@ def _layers(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def _collect(moments: _Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda module, args: moments.add(args[0])
+def _collect(moments: _Moments) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def after(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        count = output.numel() // output.shape[1]
+        assert isinstance(layer, _BatchNorm)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        moments.add(count, layer.running_mean, layer.running_var)
+
+    return after

@@ -135,31 +135,46 @@ class Taps:
         under ``state_upper`` (B). Raises ValueError where that network is not defined: part of the
         input reaches the output by a way round ``layer`` (the skip connection of a block).
         """
-        if layer not in self.names:
-            raise ValueError(_unknown(layer, self.names))
+        self._expect(layer)
         kept: list[Tensor] = []
 
         def keep(at: Layer) -> None:
             if at.name == layer:
                 kept.append(at.post.clone())
 
+        self.run(x, keep, state_lower)
+        return self.hand_over(x, layer, kept[0], state_upper)
+
+    def hand_over(
+        self, x: Tensor, layer: str, post: Tensor, state_upper: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """`stitch`, given the post-activation of ``layer`` on ``x`` under the lower network."""
+        self._expect(layer)
+
         def substitute(at: Layer) -> Tensor | None:
             # a copy: an in-place operation further up must not reach the next use
-            return kept[0].clone() if at.name == layer else None
+            return post.clone() if at.name == layer else None
 
-        self.run(x, keep, state_lower)
-        stitched = self.run(x, substitute, state_upper)
-        if layer not in self._cuts:
-            if x.is_floating_point():
-                poisoned = self.run(torch.full_like(x, torch.nan), substitute, state_upper)
-                round_it = poisoned.isnan().any() and not kept[0].isnan().any()
-            else:  # token ids: what depends on other ones is no function of the layer alone
-                poisoned = self.run(x.flatten().flip(0).view_as(x), substitute, state_upper)
-                round_it = not torch.equal(poisoned, stitched)
-            if round_it:
-                raise ValueError(f"cannot stitch at {layer!r}: the input also goes round it")
-            self._cuts.add(layer)
+        def run(x: Tensor) -> Tensor:
+            return self.run(x, substitute, state_upper)
+
+        if layer in self._cuts:
+            return run(x)
+        if x.is_floating_point():
+            poisoned = run(torch.full_like(x, torch.nan))
+            round_it = bool(poisoned.isnan().any()) and not bool(post.isnan().any())
+            stitched = poisoned if round_it else run(x)
+        else:  # token ids: what depends on other ones is no function of the layer alone
+            stitched = run(x)
+            round_it = not torch.equal(run(x.flatten().flip(0).view_as(x)), stitched)
+        if round_it:
+            raise ValueError(f"cannot stitch at {layer!r}: the input also goes round it")
+        self._cuts.add(layer)
         return stitched
+
+    def _expect(self, layer: str) -> None:
+        if layer not in self.names:
+            raise ValueError(_unknown(layer, self.names))
 
     def _forward(self, x: Tensor, state: Mapping[str, Tensor] | None, trace: _Trace) -> _Trace:
         with ExitStack() as undo:

@@ -200,8 +200,8 @@ class _Pass:
         self.linear, self.below = _linear_modules(self.module, self.taps, example)
         # The layers that cut the network in two; whether one image will do for what is below.
         self.cuts: dict[str, bool] = {}
-        for name in self.taps.names[:-1] if "stitching" in parts else ():
-            self._try_cut(name, example)
+        if "stitching" in parts:
+            self._find_cuts(example)
         self.commutativity = {
             name: CommutativityAccumulator(
                 module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
@@ -411,27 +411,27 @@ class _Pass:
             "feature_rank": features,
         }
 
-    def _try_cut(self, name: str, example: Tensor) -> None:
-        """Enter a layer into ``cuts`` if stitching there is defined."""
+    def _find_cuts(self, example: Tensor) -> None:
+        """Enter into ``cuts`` the layers at which stitching is defined."""
         if len(example) == 1:  # one image cannot tell whether one image will do
             example = torch.cat([example, example])
-        try:
-            want = self.taps.stitch(example, name, self.a, self.b)
-        except ValueError:
-            return
-        kept: list[Tensor] = []
+        kept: dict[str, Tensor] = {}
 
         def keep(layer: Layer) -> None:
-            if layer.name == name:
-                kept.append(layer.post.clone())
+            kept[layer.name] = layer.post.clone()
 
         self.taps.run(example, keep, self.a)
-        self.cuts[name] = True
-        try:
-            same = torch.equal(self._stitch(example, name, kept[0], self.b), want)
-        except (RuntimeError, ValueError):
-            same = False  # images are put side by side below the layer, for one
-        self.cuts[name] = same
+        for name in self.taps.names[:-1]:
+            try:
+                want = self.taps.hand_over(example, name, kept[name], self.b)
+            except ValueError:
+                continue
+            self.cuts[name] = True
+            try:
+                same = torch.equal(self._stitch(example, name, kept[name], self.b), want)
+            except (RuntimeError, ValueError):
+                same = False  # images are put side by side below the layer, for one
+            self.cuts[name] = same
 
 
 def _relus(taps: Taps, example: Tensor, state: Mapping[str, Tensor]) -> set[str]:

@@ -283,8 +283,8 @@ MUTATIONS = [
     Mutation(
         "similarity transposed",
         "llfc_core/matching/weight.py",
-        "similarity.addmm_(of_a.double(), of_b.double().T)",
-        "similarity.addmm_(of_b.double(), of_a.double().T)",
+        "similarity.addmm_(of_a, of_b.T)",
+        "similarity.addmm_(of_b, of_a.T)",
         "tests/matching/test_weight.py",
     ),
     Mutation(
@@ -346,9 +346,30 @@ MUTATIONS = [
     Mutation(
         "buffers left out of the check",
         "llfc_core/matching/check.py",
-        'return max(worst, _within(train_noise, expected, got, "after a pass in train mode, "))',
-        "return worst",
+        "_worst(expected, {**after, **rewritten}, when)",
+        "_worst(outputs, after, when)",
         "tests/matching/test_check.py",
+    ),
+    Mutation(
+        "random numbers taken for a wrong permutation",
+        "llfc_core/matching/check.py",
+        "if noise > BLIND / SLACK:",
+        "if False:",
+        "tests/matching/test_check.py",
+    ),
+    Mutation(
+        "units one index each, whatever they are",
+        "llfc_core/matching/derive.py",
+        "if len(np.unique(free)) == len(free):",
+        "if True:",
+        "tests/matching/test_derive.py",
+    ),
+    Mutation(
+        "the batch's variance taken for biased",
+        "llfc_core/batchnorm.py",
+        "variance.double() * (count - 1)",
+        "variance.double() * count",
+        "tests/test_batchnorm.py",
     ),
     Mutation(
         "statistics of the average batch, not of all",

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fixtures.options import RUN
-from fixtures.scheduling import pytest_xdist_make_scheduler, setting_in
-from fixtures.settings import Setting
+from fixtures.scheduling import effort, pytest_xdist_make_scheduler, setting_in
+from fixtures.settings import COMPARED, SETTINGS, Setting
 from tests.suite.running import run_pytest
 from tests.suite.twins import TWINS
 
@@ -36,6 +36,16 @@ IDS = ("mlp-mnist-spawn", "mlp-mnist-spawn-wide", "vgg")
 def test_setting_in(nodeid: str, found: str | None) -> None:
     assert setting_in(nodeid, IDS) == found
     assert setting_in(nodeid, IDS[::-1]) == found
+
+
+def test_what_takes_long_goes_first() -> None:
+    rows = [None, *SETTINGS["quick"], *COMPARED["quick"]]
+    ids = [row.id for row in sorted(rows, key=effort, reverse=True) if row is not None]
+    assert ids[0] == "resnet20-matchers"
+    first_mlp = next(i for i, row in enumerate(ids) if row.startswith("mlp"))
+    assert all(row.startswith("mlp") for row in ids[first_mlp:])
+    assert ids[first_mlp].endswith("-matchers")
+    assert effort(None) == 0
 
 
 def test_order_is_by_setting_then_by_file(tmp_path: Path) -> None:
