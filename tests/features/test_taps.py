@@ -602,6 +602,28 @@ def test_stitching_hands_over_the_layer_before_the_network_writes_into_it() -> N
         assert torch.equal(stitched, net(x))
 
 
+def test_the_trial_of_a_stitch_leaves_nothing_behind() -> None:
+    """A network that writes to a buffer in eval mode, and reads it the next time."""
+
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("last", torch.zeros(()))
+            self.last: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.down(self.up(x).relu()) + self.last
+            self.last.copy_(x.mean())
+            return y
+
+    net, x = Remembers(), torch.randn(4, 6)
+    taps = Taps(net, x)
+    for state in (None, other_state(net, 1)):
+        assert bool(taps.stitch(x, "up", state, state).isfinite().all())
+        assert float((net.state_dict() if state is None else state)["last"]) == float(x.mean())
+
+
 def test_stitching_a_resnet() -> None:
     net, x = resnet(), torch.randn(2, 3, 8, 8)
     a, b = other_state(net, 1), other_state(net, 2)

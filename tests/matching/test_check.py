@@ -92,7 +92,7 @@ def test_statistics_that_only_train_mode_uses() -> None:
     state = _trial_state(model)
     perms = random(spec)
     fixed = replace(spec, layouts=dict(spec.layouts) | {"largest": (None,)})
-    with pytest.raises(SpecError, match="in train mode: largest differs"):
+    with pytest.raises(SpecError, match="in train mode: buffer largest differs"):
         check(fixed, model, x, state, perms)
 
 
@@ -188,3 +188,132 @@ def test_integers_are_drawn_from_the_examples_own() -> None:
     few = torch.full((2, 6), 3)
     few[0, 0] = 10
     assert check(spec, model, few, state, random(spec)) < TOLERANCE
+
+
+class Head(nn.Module):
+    """What the odd networks below share: linear, ReLU, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+def test_a_buffer_may_be_called_output() -> None:
+    class Net(Head):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(8, 3)
+            self.register_buffer("output", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).relu()
+            return self.other(h) if self.training else self.down(h)
+
+    model, x = Net(), torch.randn(5, 6)
+    spec = derive_spec(model, x)
+    wrong = replace(spec, layouts=dict(spec.layouts) | {"other.weight": (None, None)})
+    with pytest.raises(SpecError, match="in train mode: output differs"):
+        check(wrong, model, x, model.state_dict(), random(spec))
+
+
+def test_random_numbers_that_only_reach_a_buffer() -> None:
+    class Net(Head):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("spare", torch.zeros(3))
+            self.spare: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if self.training:
+                self.spare.copy_(torch.rand(3))
+            return y
+
+    with pytest.warns(UserWarning, match="not checked in train mode: random numbers are drawn"):
+        assert len(derive_spec(Net(), torch.randn(5, 6)).groups) == 1
+
+
+def test_a_mask_of_infinities_is_compared_with_itself() -> None:
+    class Net(Head):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+            self.mask: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).relu()
+            return self.down((h @ h.transpose(1, 2) + self.mask).softmax(-1) @ h)
+
+    model, x = Net(), torch.randn(3, 4, 6)
+    spec = derive_spec(model, x)
+    assert len(spec.groups) == 1
+    assert check(spec, model, x, model.state_dict(), random(spec)) < TOLERANCE
+
+
+class CopiesItself(Head):
+    """The copy has the weights, but none of the tensors that `deepcopy` was told to put in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def __deepcopy__(self, memo: object) -> CopiesItself:
+        copy = CopiesItself()
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.up(x)).relu())
+
+
+class DetachesItsState(Head):
+    def state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        return {k: v.detach() for k, v in super().state_dict(*args, **kwargs).items()}
+
+
+class ByItsGradient(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(super().forward(x).square().mean(), self.down.weight)
+        return self.up(x).relu() @ (self.down.weight - 0.1 * slope).T
+
+
+@pytest.mark.parametrize("network", [CopiesItself, DetachesItsState, ByItsGradient])
+def test_the_twin_has_the_state_that_is_checked(network: type[Head]) -> None:
+    model, x = network(), torch.randn(5, 6)
+    spec = derive_spec(network(), x) if network is not DetachesItsState else derive_spec(Head(), x)
+    state = {
+        k: v + 0.1 * torch.rand_like(v) if v.is_floating_point() else v
+        for k, v in network().state_dict().items()
+    }
+    assert len(spec.groups) == 1
+    assert check(spec, model, x, state, random(spec)) < TOLERANCE
+    wrong = replace(spec, layouts=dict(spec.layouts) | {"down.weight": (None, None)})
+    with pytest.raises(SpecError, match="in eval mode: output differs"):
+        check(wrong, model, x, state, random(spec))
+
+
+def test_train_mode_that_works_only_once_is_left_out() -> None:
+    class Once(Head):
+        done = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                if self.done:
+                    raise RuntimeError("calibrated already")
+                self.done = True
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="not checked in train mode: calibrated already"):
+        assert len(derive_spec(Once(), torch.randn(5, 6)).groups) == 1
+
+
+def test_the_generators_of_the_program_are_left_alone() -> None:
+    spec, model, inputs, state = ready("mlp")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    check(spec, model, inputs, state, random(spec))
+    assert torch.equal(torch.get_rng_state(), before)

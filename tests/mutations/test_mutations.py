@@ -346,8 +346,8 @@ MUTATIONS = [
     Mutation(
         "buffers left out of the check",
         "llfc_core/matching/check.py",
-        "_worst(expected, {**after, **rewritten}, when)",
-        "_worst(outputs, after, when)",
+        "_both(outputs, spec.permuted(written, perms)), _both(after, kept), when",
+        "outputs, after, when",
         "tests/matching/test_check.py",
     ),
     Mutation(
@@ -365,10 +365,10 @@ MUTATIONS = [
         "tests/matching/test_derive.py",
     ),
     Mutation(
-        "the batch's variance taken for biased",
+        "what rounding leaves of the mean left there",
         "llfc_core/batchnorm.py",
-        "variance.double() * (count - 1)",
-        "variance.double() * count",
+        "delta = mean.double() + left - self.mean",
+        "delta = mean.double() - self.mean",
         "tests/test_batchnorm.py",
     ),
     Mutation(
