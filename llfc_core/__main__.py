@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
@@ -107,6 +108,8 @@ def _report(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f'{error}: pip install "llfc-core[report]"', file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except (ResultsError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -161,9 +164,9 @@ def _check(options: argparse.Namespace) -> int:
         for row in rows:
             verdicts = check_row(row, options.device)
             print(verdicts)
-            for name in verdicts.unexpected:
+            for explanation in verdicts.explanations():
                 status = 1
-                print(f"\n{verdicts.explain(name)}")
+                print(f"\n{explanation}")
     except (OwnPairError, DataError, ValueError) as error:
         print(one_line(error), file=sys.stderr)
         return 2
@@ -227,4 +230,10 @@ def _age(facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough: `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

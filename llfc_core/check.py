@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,7 @@ from llfc_core.own import (
     OwnPairError,
     OwnRow,
     Weights,
+    in_one_line,
     one_line,
     untouched_randomness,
 )
@@ -65,6 +67,21 @@ class Verdicts:
         """A verdict in full: the claim, its bound, every layer's number and where to look."""
         return explain(self.judged[name])
 
+    def explanations(self) -> list[str]:
+        """All that is ``unexpected`` in full; claims that lack the same premise together."""
+        found, lacking = [], dict[str, list[str]]()
+        for judged in (self.judged[name] for name in self.unexpected):
+            if judged.failing is None:
+                found.append(explain(judged))
+            else:
+                required, first = judged.failing
+                lacking.setdefault(first.explain(required), []).append(judged.claim.name)
+        for premise, names in lacking.items():
+            found.append(
+                f"{', '.join(names)}: of linearly connected pairs, and these are not:\n{premise}"
+            )
+        return found
+
     def __str__(self) -> str:
         return "\n".join(claims_table([record(self.row.id, k, j) for k, j in self.judged.items()]))
 
@@ -94,12 +111,13 @@ def check_pair(
     OwnPairError
         A mistake, in one line.
     """
-    return check_row(OwnRow("pair", (OwnPair(a, b, data, **options),)), device)
+    return check_row(OwnRow("pair", (_made({"a": a, "b": b, "data": data, **options}),)), device)
 
 
 def check_row(row: OwnRow, device: torch.device | str | None = None) -> Verdicts:
     """Judge every claim that can be judged on a row's pairs; ``device`` as in `check_pair`."""
-    named, _ = row.named(row.first.device if device is None else device)
+    device = _there(row.first.device if device is None else device)
+    named, _ = row.named(device)
     measurements = measure_row(row, named, device)
     return Verdicts(
         row,
@@ -117,8 +135,11 @@ def measure_row(
     device: torch.device | str | None = None,
     threads: int | None = None,
 ) -> dict[str, list[Measurement]]:
-    """The measurements by name of a row's pairs, which `OwnRow.named` gives."""
-    with untouched_randomness():
+    """The measurements by name of a row's pairs, which `OwnRow.named` gives.
+
+    Raises OwnPairError for whatever the networks and the data raise on the way.
+    """
+    with untouched_randomness(), in_one_line():
         return measure_pairs(
             named,
             alphas=row.first.alphas,
@@ -127,6 +148,13 @@ def measure_row(
             # Somebody's data set may not bear to be read by several threads.
             threads=(threads or cores()) if isinstance(row.first.data, tuple) else 1,
         )
+
+
+def _there(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:
+        raise OwnPairError(f"there is no device {str(device)!r} here: {one_line(error)}") from error
 
 
 def questions(row: OwnRow) -> Iterator[tuple[str, Claim, str]]:
@@ -211,12 +239,17 @@ def _pair(target: Callable[[], Any], returned: Any, options: dict[str, Any]) -> 
             f"{_name(target)} returned a {type(returned).__name__}: it must be (a, b, data), or a "
             "dict with at least these, or a list of such"
         )
-    try:
-        return OwnPair(**{**given, **options})
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise OwnPairError(f"{_name(target)}: {error}".replace("OwnPair.__init__() ", "")) from None
+    return _made({**given, **options})
+
+
+def _made(given: dict[str, Any]) -> OwnPair:
+    known = [f.name for f in fields(OwnPair)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise OwnPairError(f"a pair has no {name!r}{hint}")
+    return OwnPair(**given)
 
 
 def _name(target: Callable[[], Any]) -> str:

@@ -10,6 +10,7 @@ import copy
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -39,6 +40,18 @@ TRIAL = 3  # data points that tell whether a network can be measured at all
 
 class OwnPairError(ValueError):
     """What is wrong with a pair, in one line, and what to do about it."""
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Whatever a user's networks, data and losses raise within is an OwnPairError."""
+    try:
+        yield
+    except OwnPairError:
+        raise
+    except Exception as error:
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise OwnPairError(what + one_line(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +127,14 @@ class OwnPair:
         with untouched_randomness():
             _check_modes(self)
             x, y = _first(self.batches, "data")
+            given = {"a": self.a, "b": self.b, "c": self.independent}
+            given |= {"early": self.early, "initial": self.initial}
+            for key, state in self.states.items():
+                which = key.upper() if len(key) == 1 else key
+                self._try(which, state, given[key], x[:TRIAL], y[:TRIAL])
             if self.train is not None:
-                _first(self.training_batches, "train")
-            for which, state in (("A", self.states["a"]), ("B", self.states["b"])):
-                self._try(which, state, x[:TRIAL], y[:TRIAL])
+                x_train, y_train = _first(self.training_batches, "train")
+                self._try("A", self.states["a"], None, x_train[:TRIAL], y_train[:TRIAL], "train")
             self._try_layers(x[:TRIAL])
 
     # ---- what is to be measured -----------------------------------------------------------------
@@ -231,8 +248,19 @@ class OwnPair:
 
     # ---- whether it can be ----------------------------------------------------------------------
 
-    def _try(self, which: str, state: State, x: Tensor, y: Tensor) -> None:
-        """See that a mode runs, that its outputs fit the targets, and that it is what was given."""
+    def _try(
+        self,
+        which: str,
+        state: State,
+        given: Weights | None,
+        x: Tensor,
+        y: Tensor,
+        data: str = "the data",
+    ) -> None:
+        """See that a mode runs, that its outputs fit the targets, and that it is what was given.
+
+        The targets of training data are for straight-through matching alone.
+        """
         network, (x, y) = copy.deepcopy(self.network).to(self.device).eval(), _on(self.device, x, y)
         with torch.no_grad():
             try:
@@ -240,7 +268,7 @@ class OwnPair:
                 output = network(x.clone())
             except Exception as error:
                 raise OwnPairError(
-                    f"{which} cannot run on the data ({_shape(x)}): {one_line(error)}"
+                    f"{which} cannot run on {data} ({_shape(x)}): {one_line(error)}"
                 ) from error
             if not isinstance(output, Tensor):
                 raise OwnPairError(
@@ -249,15 +277,16 @@ class OwnPair:
                 )
             if not bool(output.isfinite().all()):
                 raise OwnPairError(f"{which}'s outputs are not finite")
-            given = self.a if which == "A" else self.b
             if isinstance(given, nn.Module):
                 theirs = copy.deepcopy(given)(x.clone())
                 if theirs.shape != output.shape or not torch.allclose(theirs, output, 1e-4, 1e-5):
                     raise OwnPairError(
                         f"{which} with its own weights computes something else than the "
-                        "architecture with these weights: A and B must be one architecture, "
+                        "architecture with these weights: all modes must be of one architecture, "
                         "without random numbers"
                     )
+            if data == "train" and self.match != "ste":
+                return
             try:
                 if self.loss is None:
                     Points.of(output, y)
@@ -378,8 +407,11 @@ class OwnRow:
         return {name: judged for name, judged in claims.CONTROLS.items() if there.get(name)}
 
     def named(self, device: torch.device | str) -> tuple[list[Named], list[dict[str, Any]]]:
-        """All replicates' pairs, and facts about the matching of each."""
-        with untouched_randomness():
+        """All replicates' pairs, and facts about the matching of each.
+
+        Raises OwnPairError for whatever the matching raises.
+        """
+        with untouched_randomness(), in_one_line():
             found = [pair.named(device, seed) for seed, pair in enumerate(self.replicates)]
         return [named for pairs, _ in found for named in pairs], [facts for _, facts in found]
 
@@ -396,6 +428,9 @@ class Batches:
                 raise OwnPairError(f"the data are {len(x)} inputs and {len(y)} targets")
             # Nothing split gives one empty part.
             self._source = list(zip(x.split(size), y.split(size), strict=True)) if len(x) else []
+        elif isinstance(data, tuple) and any(hasattr(part, "shape") for part in data):
+            parts = ", ".join(type(part).__name__ for part in data)
+            raise OwnPairError(f"the data are ({parts}): give two tensors, (inputs, targets)")
         elif isinstance(data, Dataset):
             self._source = DataLoader(data, batch_size=size)
         elif torch.is_tensor(data) or isinstance(data, Mapping) or not hasattr(data, "__iter__"):
@@ -458,17 +493,30 @@ def _check_words(pair: OwnPair) -> None:
         raise OwnPairError("initial is compared with early: give both, or early alone")
     if not {0.25, 0.5, 0.75} <= {*pair.alphas} or not all(0 <= x <= 1 for x in pair.alphas):
         raise OwnPairError("alphas must lie in [0, 1] and have 0.25, 0.5 and 0.75")
+    size = pair.batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise OwnPairError(f"batch_size must be a whole number from 1, not {size!r}")
     known = {c.name for c in (*claims.ALL, *claims.MATCHING, *claims.LMC_REESTIMATED)}
     on = {f"{c.name} on {k}" for k, judged in claims.CONTROLS.items() for c in judged}
     for what, names, allowed in (
         ("findings", pair.findings, known | on),
         ("bounds", pair.bounds, known),
     ):
+        if not isinstance(names, Mapping):
+            raise OwnPairError(f"{what} must be a dict by claim, not a {type(names).__name__}")
         for name in names:
             if name not in allowed:
                 close = difflib.get_close_matches(name, allowed, 1)
                 hint = f": did you mean {close[0]!r}?" if close else ""
                 raise OwnPairError(f"{what}: no claim {name!r}{hint}")
+    for name, why in pair.findings.items():
+        if not isinstance(why, str) or not why:
+            raise OwnPairError(f"findings: say why {name!r} does not hold")
+    for name, given in pair.bounds.items():
+        bound, why = given if isinstance(given, tuple) and len(given) == 2 else (given, "")
+        number = isinstance(bound, int | float) and math.isfinite(bound)
+        if not number or not isinstance(why, str):
+            raise OwnPairError(f"bounds: {name!r} is {given!r}, not a number or (number, reason)")
 
 
 def _check_modes(pair: OwnPair) -> None:
@@ -476,6 +524,8 @@ def _check_modes(pair: OwnPair) -> None:
     if pair.independent is not None:
         modes["C"] = pair.independent
     for which, mode in modes.items():
+        if mode is None and which in "AB":
+            raise OwnPairError(f"{which} is missing: give a module or a state dict")
         if isinstance(mode, nn.Module):
             if any(part.training for part in mode.modules()):
                 raise OwnPairError(

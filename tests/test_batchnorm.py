@@ -113,9 +113,10 @@ def channels(x: Tensor) -> Tensor:
         torch.randn(20_000, 8) + 3,
         torch.randn(64, 8, 16, 16) + 3,
         (torch.randn(64, 8, 16, 16) + 100).contiguous(memory_format=torch.channels_last),
+        torch.randn(3000, 8) + 1e6,
         torch.randn(300, 2, 1000) + 100,  # a data point alone fills what stays in the cache
     ],
-    ids=["rows", "maps", "channels last", "wide"],
+    ids=["rows", "maps", "channels last", "far from zero", "wide"],
 )
 def test_sums_keep_their_digits_whatever_the_order_in_memory(x, monkeypatch):
     monkeypatch.setattr(batchnorm, "IN_CACHE", 1500)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from llfc_core import OwnPair, OwnPairError, Verdicts, check_pair, claims
 from llfc_core.check import check_row
@@ -18,7 +18,7 @@ from llfc_core.metrics import measure
 from llfc_core.own import OwnRow
 from llfc_core.pairs import ModePair
 from tests.helpers import identical
-from tests.own import CLASSES, apart, blobs, line, pair, three
+from tests.own import CLASSES, apart, blobs, line, mlp, pair, three
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,59 @@ def test_without_its_premise_a_claim_has_no_verdict() -> None:
     # Known not to be connected, nothing is unexpected of what presupposes it.
     premise = {"lmc-error": "trained apart", "lmc-loss": "trained apart"}
     assert check_pair(a, c, blobs(600), findings=premise).unexpected == ()
+
+
+def test_a_premise_that_is_lacking_is_explained_once() -> None:
+    a, _, c = three()
+    verdicts = check_pair(a, c, blobs())
+    lacking = [name for name in verdicts.unexpected if verdicts.judged[name].failing]
+    assert len(lacking) > 5
+    found = verdicts.explanations()
+    assert len(found) == len(verdicts.unexpected) - len(lacking) + 1
+    assert all(name in found[-1] for name in lacking)
+    assert "of linearly connected pairs, and these are not" in found[-1]
+
+
+def test_a_network_that_is_one_linear_map() -> None:
+    a, b = nn.Linear(8, CLASSES).eval(), nn.Linear(8, CLASSES).eval()
+    verdicts = check_pair(a, b, blobs(), match="weight")
+    (measurement,) = verdicts.measurements["linked"]
+    own = float((a.weight - b.weight).detach().square().sum())
+    assert measurement.constants["weights"].shape == (1, 3)
+    assert np.isclose(measurement.constants["weights"], own, rtol=1e-6).any()
+
+
+def test_an_option_that_there_is_not() -> None:
+    with pytest.raises(OwnPairError, match=r"^a pair has no 'independant': did you mean .*'\?$"):
+        check_pair(mlp(0), mlp(1), blobs(), independant=mlp(2))
+
+
+def test_a_device_that_there_is_not() -> None:
+    with pytest.raises(OwnPairError, match=r"^there is no device 'gpu' here: "):
+        check_pair(mlp(0), mlp(1), blobs(), device="gpu")
+
+
+class Torn(Dataset[Any]):
+    """Cannot be read to its end."""
+
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        if i > 250:
+            raise OSError("disk gone")
+        return blobs()[0][i], blobs()[1][i]
+
+
+def test_what_only_a_later_batch_shows_is_one_line_too() -> None:
+    x, y = blobs()
+    for data, message in (
+        (Torn(), r"^OSError: disk gone$"),
+        ([(x[:50], y[:50]), (x[50:99, :5], y[50:99])], r"^RuntimeError: .*shapes cannot be mult"),
+        ([(x[:50], y[:50]), (x[50:99], y[50:99] + 9)], r"^label \d+ is out of range"),
+    ):
+        with pytest.raises(OwnPairError, match=message):
+            check_pair(mlp(0), mlp(1), data)
 
 
 def test_the_same_network_twice_is_vacuous() -> None:
@@ -358,14 +411,6 @@ def test_data_in_every_form_gives_the_same_numbers(form: Any, verdicts: Verdicts
     for name in ("error", "loss", "one_minus_cos", "dist_sigma"):
         got = found.measurements["linked"][0].values[name]
         np.testing.assert_allclose(got, want.values[name], atol=1e-6, err_msg=name)
-
-
-def test_a_later_batch_is_checked_as_it_comes() -> None:
-    a, b, *_ = three()
-    x, y = blobs()
-    batches = [(x[:100], y[:100]), (x[100:], y[100:] + CLASSES)]
-    with pytest.raises(ValueError, match=r"label \d is out of range: there are 4 logits"):
-        check_pair(a, b, batches)
 
 
 # ---- nothing is touched -------------------------------------------------------------------------

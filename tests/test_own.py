@@ -62,6 +62,15 @@ def spoiled(name: str = "2.bias", value: float = float("nan")) -> nn.Module:
     return net
 
 
+def blown_up() -> nn.Module:
+    """All its weights are finite."""
+    net = mlp(1)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.fill_(1e38)
+    return net
+
+
 def renamed(change: Callable[[str], str]) -> dict[str, Tensor]:
     return {change(k): v for k, v in mlp(1).state_dict().items()}
 
@@ -203,6 +212,56 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"findings: no claim 'llfc-cosine on indep': did you mean 'llfc-cosine on independent'\?",
     ),
     "bound": ({"bounds": {"x": 1.0}}, r"bounds: no claim 'x'"),
+    "findings in a list": (
+        {"findings": ["lmc-error"]},
+        r"findings must be a dict by claim, not a list",
+    ),
+    "finding without a reason": (
+        {"findings": {"lmc-error": ""}},
+        r"findings: say why 'lmc-error' does not hold",
+    ),
+    "bound that is no number": (
+        {"bounds": {"lmc-error": float("nan")}},
+        r"bounds: 'lmc-error' is nan, not a number or \(number, reason\)",
+    ),
+    "bound of three": (
+        {"bounds": {"lmc-error": (1, "a", "b")}},
+        r"bounds: 'lmc-error' is \(1, 'a', 'b'\), not a number or \(number, reason\)",
+    ),
+    "no A": ({"a": None}, r"A is missing: give a module or a state dict"),
+    "no B": ({"b": None}, r"B is missing: give a module or a state dict"),
+    "batches of nothing": (
+        {"batch_size": 0},
+        r"batch_size must be a whole number from 1, not 0",
+    ),
+    "C of another architecture": (
+        {"independent": Unequal().eval()},
+        r"C with its own weights computes something else than the architecture .*",
+    ),
+    "early of another architecture": (
+        {"early": Unequal().eval()},
+        r"early with its own weights computes something else than the architecture .*",
+    ),
+    "C without finite outputs": (
+        {"independent": blown_up()},
+        r"C's outputs are not finite",
+    ),
+    "training data of another width": (
+        {"train": (X[:, :5], Y)},
+        r"A cannot run on train \(float32 \(3, 5\)\): .*",
+    ),
+    "training labels out of range": (
+        {"match": "ste", "train": (X, Y + 9)},
+        r"label \d+ is out of range: there are 4 logits",
+    ),
+    "arrays": (
+        {"data": (X.numpy(), Y.numpy())},
+        r"the data are \(ndarray, ndarray\): give two tensors, \(inputs, targets\)",
+    ),
+    "three tensors": (
+        {"data": (X, Y, Y)},
+        r"the data are \(Tensor, Tensor, Tensor\): give two tensors, \(inputs, targets\)",
+    ),
 }
 
 
@@ -253,7 +312,7 @@ def raises() -> Any:
         ((1, 2), r"target\(\) returned a tuple: .*"),
         ({"a": 1, "b": 2}, r"target\(\) returned a dict: .*"),
         ([], r"there are no pairs"),
-        ({"a": 1, "b": 2, "data": 3, "net": 4}, r"target\(\): got an unexpected .* 'net'.*"),
+        ({"a": 1, "b": 2, "data": 3, "net": 4}, r"a pair has no 'net'"),
     ],
 )
 def test_what_a_function_may_not_return(returned: Any, message: str) -> None:

@@ -203,9 +203,7 @@ class _Pass:
         if "stitching" in parts:
             self._find_cuts(example)
         self.commutativity = {
-            name: CommutativityAccumulator(
-                module, self.a[f"{name}.weight"], self.b[f"{name}.weight"]
-            )
+            name: CommutativityAccumulator(module, _weight(self.a, name), _weight(self.b, name))
             for name, module in self.linear.items()
             if "commutativity" in parts
         }
@@ -394,7 +392,7 @@ class _Pass:
                 "feature_rank": np.full(layers, np.nan),
             }
         squares = [
-            [squared_singular_values(state[f"{name}.weight"]) for state in (self.a, self.b)]
+            [squared_singular_values(_weight(state, name)) for state in (self.a, self.b)]
             for name in self.linear
         ]
         features = np.full(len(self.taps.names), np.nan)
@@ -432,6 +430,11 @@ class _Pass:
             except (RuntimeError, ValueError):
                 same = False  # images are put side by side below the layer, for one
             self.cuts[name] = same
+
+
+def _weight(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """Of a linear map, which may be the whole network: then it has no name."""
+    return state[f"{name}.weight" if name else "weight"]
 
 
 def _relus(taps: Taps, example: Tensor, state: Mapping[str, Tensor]) -> set[str]:
