@@ -73,7 +73,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
                 digits = 1 if "error" in column else 2 if "rho" in column else 3
                 cells.append(f"{mean:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})")
             seconds = row["seconds"]
-            cells.append(f"{np.mean(seconds):.2f}" if seconds else "")
+            cells.append(f"{np.mean(seconds):.2g}" if seconds else "")
             lines.append(f"| {setting} | {name} | {' | '.join(cells)} |")
     return lines
 
