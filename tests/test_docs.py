@@ -7,7 +7,6 @@ would do: their runs are minutes, and tested elsewhere. Installing is left to th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.suite.running import ROOT, environment
+from tests.suite.running import ROOT, environment, run_pytests
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 SLOW = {"docs/matching.md", "docs/own-networks.md"}
@@ -107,35 +106,19 @@ def test_commands_of_the_library_run(page: str, folder: Path) -> None:
             assert done.stdout, command
 
 
-COLLECT = """
-import json, sys, pytest
-for arguments in json.loads(sys.argv[1]):
-    print("@@@", flush=True)
-    code = pytest.main([*arguments, "--collect-only", "-q", "-p", "no:cacheprovider"])
-    print("@@@ code", int(code), flush=True)
-"""
-
-
 @pytest.mark.slow
 def test_pytest_commands_collect(tmp_path: Path) -> None:
     found = [c for page in PAGES for c in commands(page) if c.startswith("pytest ")]
     assert len(found) > 10
-    arguments = [shlex.split(c.replace("DIR", str(tmp_path / "there")))[1:] for c in found]
-    done = subprocess.run(
-        [sys.executable, "-c", COLLECT, json.dumps(arguments)],
-        cwd=ROOT,
-        env=environment(LLFC_CACHE_DIR=str(tmp_path), PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
+    runs = {c: shlex.split(c.replace("DIR", str(tmp_path / "there")))[1:] for c in found}
+    ran = run_pytests(
+        {c: ["--collect-only", "-q", *args] for c, args in runs.items()},
+        LLFC_CACHE_DIR=str(tmp_path),
     )
-    parts = done.stdout.split("@@@")[1:]
-    assert len(parts) == 2 * len(found), done.stdout
-    for command, said, code in zip(found, parts[::2], parts[1::2], strict=True):
+    for command, (code, said) in ran.items():
         if "cuda" in command and "no CUDA device here" in said:
             continue
-        assert int(code.split()[1]) == 0, f"{command}\n{said}"
+        assert code == 0, f"{command}\n{said}"
 
 
 def test_make_commands_are_targets() -> None:
