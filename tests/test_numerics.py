@@ -44,6 +44,7 @@ def test_what_has_no_entries_or_whole_numbers_is_finite() -> None:
     for value in (torch.empty(0, 3), torch.tensor(3), torch.tensor([True]), torch.tensor([])):
         assert finite(value)
     assert finite(torch.tensor([torch.finfo(torch.float32).max, -1.0]))
+    assert finite(torch.full((5,), torch.finfo(torch.float32).max))  # their sum is not
 
 
 class Meeting(nn.Module):

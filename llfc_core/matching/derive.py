@@ -577,7 +577,7 @@ def _axis(labels: Ax, k: int, solution: Solution, number: np.ndarray) -> Axis | 
     along_k = np.arange(labels.shape[k]).reshape([-1 if j == k else 1 for j in range(labels.ndim)])
     index = np.broadcast_to(along_k, labels.shape)
     free = units[units >= 0]
-    if len(np.unique(free)) == len(free):  # one index each, as for channels
+    if np.bincount(free).max() == 1:  # one index each, as for channels
         return Axis(units, np.where(units < 0, index, 0))
     # (unit, index) pairs with the least rank that any row has there: by rank, then by index
     unit, place, rank = (a.reshape(-1) for a in (units, index, solution.rank[labels]))
