@@ -77,9 +77,8 @@ class Verdicts:
                 required, first = judged.failing
                 lacking.setdefault(first.explain(required), []).append(judged.claim.name)
         for premise, names in lacking.items():
-            found.append(
-                f"{', '.join(names)}: of linearly connected pairs, and these are not:\n{premise}"
-            )
+            of_such = f"of linearly connected pairs, which these are not: {', '.join(names)}"
+            found.append(of_such if premise in found else f"{of_such}\n{premise}")
         return found
 
     def __str__(self) -> str:

@@ -127,14 +127,12 @@ class OwnPair:
         with untouched_randomness():
             _check_modes(self)
             x, y = _first(self.batches, "data")
-            given = {"a": self.a, "b": self.b, "c": self.independent}
-            given |= {"early": self.early, "initial": self.initial}
-            for key, state in self.states.items():
-                which = key.upper() if len(key) == 1 else key
-                self._try(which, state, given[key], x[:TRIAL], y[:TRIAL])
+            for key, mode in self.modes.items():
+                self._try(_called(key), self.states[key], mode, x[:TRIAL], y[:TRIAL])
             if self.train is not None:
-                x_train, y_train = _first(self.training_batches, "train")
-                self._try("A", self.states["a"], None, x_train[:TRIAL], y_train[:TRIAL], "train")
+                x_train, labels = _first(self.training_batches, "train")
+                y_train = labels[:TRIAL] if self.match == "ste" else None
+                self._try("A", self.states["a"], None, x_train[:TRIAL], y_train, "train")
             self._try_layers(x[:TRIAL])
 
     # ---- what is to be measured -----------------------------------------------------------------
@@ -145,12 +143,17 @@ class OwnPair:
         given = (self.module, self.a, self.b)
         return next(m for m in given if isinstance(m, nn.Module))
 
-    @cached_property
-    def states(self) -> dict[str, State]:
-        """The state dict of every mode given, by name; C is the independent one."""
+    @property
+    def modes(self) -> dict[str, Weights]:
+        """Every mode given, by name; C is the independent one."""
         modes = {"a": self.a, "b": self.b, "c": self.independent}
         modes |= {"early": self.early, "initial": self.initial}
-        return {k: _state(v) for k, v in modes.items() if v is not None}
+        return {k: v for k, v in modes.items() if v is not None}
+
+    @cached_property
+    def states(self) -> dict[str, State]:
+        """The state dicts of ``modes``."""
+        return {k: _state(v) for k, v in self.modes.items()}
 
     @property
     def device(self) -> torch.device:
@@ -254,14 +257,14 @@ class OwnPair:
         state: State,
         given: Weights | None,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         data: str = "the data",
     ) -> None:
         """See that a mode runs, that its outputs fit the targets, and that it is what was given.
 
-        The targets of training data are for straight-through matching alone.
+        ``y``: None where nothing will look at the targets.
         """
-        network, (x, y) = copy.deepcopy(self.network).to(self.device).eval(), _on(self.device, x, y)
+        network, (x,) = copy.deepcopy(self.network).to(self.device).eval(), _on(self.device, x)
         with torch.no_grad():
             try:
                 network.load_state_dict(dict(state))
@@ -285,8 +288,9 @@ class OwnPair:
                         "architecture with these weights: all modes must be of one architecture, "
                         "without random numbers"
                     )
-            if data == "train" and self.match != "ste":
+            if y is None:
                 return
+            y = y.to(self.device)
             try:
                 if self.loss is None:
                     Points.of(output, y)
@@ -520,18 +524,16 @@ def _check_words(pair: OwnPair) -> None:
 
 
 def _check_modes(pair: OwnPair) -> None:
-    modes = {"A": pair.a, "B": pair.b, "early": pair.early, "initial": pair.initial}
-    if pair.independent is not None:
-        modes["C"] = pair.independent
-    for which, mode in modes.items():
-        if mode is None and which in "AB":
-            raise OwnPairError(f"{which} is missing: give a module or a state dict")
+    for key in ("a", "b"):
+        if key not in pair.modes:
+            raise OwnPairError(f"{_called(key)} is missing: give a module or a state dict")
+    for which, mode in ((_called(key), mode) for key, mode in pair.modes.items()):
         if isinstance(mode, nn.Module):
             if any(part.training for part in mode.modules()):
                 raise OwnPairError(
                     f"{which} is in train mode: call eval() first, features are those of evaluation"
                 )
-        elif mode is not None:
+        else:
             if not isinstance(mode, Mapping):
                 raise OwnPairError(
                     f"{which} is a {type(mode).__name__}, not a module or a state dict"
@@ -552,7 +554,7 @@ def _check_modes(pair: OwnPair) -> None:
     if not devices:
         raise OwnPairError("the networks have no weights")
     for key, state in states.items():
-        which = key.upper() if len(key) == 1 else key
+        which = _called(key)
         _check_names(which, state, own)
         try:
             check_states(pair.network, states["a"], state)
@@ -579,6 +581,11 @@ def _check_names(which: str, state: State, own: State) -> None:
         f"{which} and the network have no weights in common: {which} has {theirs!r}, "
         f"the network {mine!r}"
     )
+
+
+def _called(key: str) -> str:
+    """A mode's name as messages have it: A, B, C, early, initial."""
+    return key.upper() if len(key) == 1 else key
 
 
 def _state(mode: Weights) -> State:

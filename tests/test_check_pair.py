@@ -123,7 +123,8 @@ def test_a_premise_that_is_lacking_is_explained_once() -> None:
     found = verdicts.explanations()
     assert len(found) == len(verdicts.unexpected) - len(lacking) + 1
     assert all(name in found[-1] for name in lacking)
-    assert "of linearly connected pairs, and these are not" in found[-1]
+    assert found[-1].startswith("of linearly connected pairs, which these are not: ")
+    assert "\n".join(found).count("lmc-loss (") == 1
 
 
 def test_a_network_that_is_one_linear_map() -> None:

@@ -163,7 +163,10 @@ class Taps:
         # Buffers of its own for the trial, which a network may write to even now.
         given = self.module.state_dict() if state_upper is None else state_upper
         weights = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
-        spare = {k: v if k in weights else v.clone() for k, v in given.items()}
+        spare = {
+            k: v.clone() if k not in weights and isinstance(v, Tensor) else v
+            for k, v in given.items()
+        }
         if x.is_floating_point():
             poisoned = run(torch.full_like(x, torch.nan), spare)
             round_it = bool(poisoned.isnan().any()) and not bool(post.isnan().any())

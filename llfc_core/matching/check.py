@@ -214,23 +214,27 @@ class _NoDropout(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in self._watched:
-            return func(*args, **kwargs)
+        return self._call(func, args, kwargs) if func in self._watched else func(*args, **kwargs)
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
         if func is F.scaled_dot_product_attention:
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             kwargs = kwargs | ({"dropout_p": 0.0} if "dropout_p" in kwargs else {})
-        made = func(*args, **kwargs)
-        if func in _MAKERS and kwargs.get("dtype") is None and made.is_floating_point():
-            return made.double()
-        return made
+        return func(*args, **kwargs)
 
 
 class _InFloat64(_NoDropout):
     """Besides, new tensors that would be of the default floating type are float64."""
 
     _watched = _NoDropout._watched | _MAKERS
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made = super()._call(func, args, kwargs)
+        if func in _MAKERS and kwargs.get("dtype") is None and made.is_floating_point():
+            return made.double()
+        return made
 
 
 def _like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -34,6 +34,7 @@ from llfc_core.matching.spec import PermutationSpec, State, Use
 # with those norms; sums in float32 would err by 1e-7 of them, and never settle).
 TOLERANCE = 1e-12
 MAX_SWEEPS = 200
+PART = 1 << 22  # numbers of a tensor that are summed at a time: bounds what is held in float64
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -476,13 +477,14 @@ def _products(a: State, b: State, names: Iterable[str]) -> dict[str, tuple[float
     names = list(names)
     if not names:
         return {}
-    sums = [
-        kernels.pair_sums(a[name].reshape(1, -1), b[name].reshape(1, -1), check=False)
-        for name in names
-    ]
+    sums = []
+    for name in names:
+        parts = zip(a[name].flatten().split(PART), b[name].flatten().split(PART), strict=True)
+        found = [kernels.pair_sums(x[None], y[None], check=False) for x, y in parts]
+        sums.append(torch.cat(found).sum(0))
     return {
         name: (ab, math.sqrt(aa * bb))
-        for name, (aa, ab, bb, _) in zip(names, torch.cat(sums).tolist(), strict=True)
+        for name, (aa, ab, bb, _) in zip(names, torch.stack(sums).tolist(), strict=True)
     }
 
 

@@ -4,6 +4,7 @@ those of a module without settings.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,24 @@ def test_what_takes_long_goes_first() -> None:
     assert all(row.startswith("mlp") for row in ids[first_mlp:])
     assert ids[first_mlp].endswith("-matchers")
     assert effort(None) == 0
+
+
+def test_workers_are_given_what_takes_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduling = pytest.importorskip("xdist.scheduler").LoadScopeScheduling
+    given = []
+    monkeypatch.setattr(
+        scheduling,
+        "_assign_work_unit",
+        lambda self, node: given.append(self.workqueue.popitem(last=False)[0]),
+    )
+    config: Any = Config(SETTINGS["quick"] + COMPARED["quick"], "load", 2)
+    scheduler = pytest_xdist_make_scheduler(config, None)
+    waiting = ["phenomena/test_lemma1.py", "mlp-mnist-spawn", "mlp32-matchers"]
+    waiting += ["vgg16-cifar10-spawn", "resnet20-cifar10-spawn"]
+    scheduler.workqueue = OrderedDict((name, {}) for name in waiting)
+    while scheduler.workqueue:
+        scheduler._assign_work_unit(None)
+    assert given == [*waiting[3:], waiting[2], *waiting[:2]]
 
 
 def test_order_is_by_setting_then_by_file(tmp_path: Path) -> None:
